@@ -1,0 +1,3 @@
+module muxproxy
+
+go 1.26.0
