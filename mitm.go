@@ -2,19 +2,18 @@ package main
 
 import (
 	"context"
+	"errors"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"time"
 )
-
-// policy is all that a reload replaces, as one value that never changes.
-type policy struct {
-	rules      *ruleSet
-	creds      *credentials
-	dialer     *dialer
-	dockerHost string
-}
 
 // proxyOptions is what newProxy needs.
 type proxyOptions struct {
@@ -23,26 +22,315 @@ type proxyOptions struct {
 	clients *clients
 	log     *slog.Logger
 	policy  *policy
-	// health answers origin-form GET /proxy/health; loopback clients see more.
+	// health answers GET /proxy/health; a client on loopback sees more.
 	health func(loopback bool) (code int, body []byte)
-	// local tells whether the Host of an origin-form request may be answered: loopback, docker_host, an address we listen on.
+	// local tells whether the Host of an origin-form request is ours: loopback, docker_host, an address we listen on.
 	local func(host string) bool
-	// accepts says whether a client address may talk to us at all.
-	accepts func(netip.Addr) bool
+	// healthOnly refuses all but origin-form requests (--no-http).
+	healthOnly bool
 }
 
-// proxy is the http plane.
-type proxy struct{}
+// proxy is the http plane: it reads what clients send to the proxy port, and tunnels, intercepts or refuses it.
+type proxy struct {
+	proxyOptions
+	policy    atomic.Pointer[policy]
+	intercept *interceptor
+	ctx       context.Context // ends when a drain is over: everything is closed then
+	stop      context.CancelFunc
 
-func newProxy(o proxyOptions) *proxy { panic("stub") }
+	mu    sync.Mutex
+	conns map[*clientConn]struct{}
+	drain chan struct{}  // closed when a drain begins
+	live  sync.WaitGroup // the connections' goroutines
+}
 
-// setPolicy swaps the policy; requests under way keep the old one.
-func (p *proxy) setPolicy(n *policy) { panic("stub") }
+func newProxy(o proxyOptions) *proxy {
+	p := &proxy{proxyOptions: o, conns: make(map[*clientConn]struct{}), drain: make(chan struct{})}
+	p.ctx, p.stop = context.WithCancel(context.Background())
+	p.policy.Store(o.policy)
+	p.intercept = newInterceptor(p)
+	return p
+}
 
-// serve accepts on ln until ctx is done, then returns once it accepts no more; connections live on until drain.
-func (p *proxy) serve(ctx context.Context, ln net.Listener) error { panic("stub") }
+// setPolicy swaps the policy: the next request of every connection follows it.
+func (p *proxy) setPolicy(n *policy) {
+	p.policy.Swap(n).closeIdle()
+}
 
-// drain waits until all connections are done; when ctx ends it closes them and waits.
-func (p *proxy) drain(ctx context.Context) { panic("stub") }
+// serve accepts connections on ln until ln is closed, which gives nil, or fails.
+func (p *proxy) serve(ln net.Listener) error {
+	for {
+		conn, err := ln.Accept()
+		if errors.Is(err, net.ErrClosed) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		c := p.admit(conn)
+		if c == nil {
+			conn.Close()
+			continue
+		}
+		// shutdown waits for it.
+		go func() {
+			defer p.live.Done()
+			defer p.leave(c)
+			c.serve()
+		}()
+	}
+}
 
-var _ http.Handler
+// shutdown drains: idle connections are closed at once, the others when their exchange is over; when ctx ends they are closed
+// as they are. It returns when no goroutine of a connection is left.
+func (p *proxy) shutdown(ctx context.Context) {
+	p.mu.Lock()
+	close(p.drain)
+	for c := range p.conns {
+		c.closeIdle()
+	}
+	p.mu.Unlock()
+	p.intercept.base.Shutdown(ctx) // has no connections of its own to wait for: it tells those of HTTP/2 to end
+	stop := context.AfterFunc(ctx, p.cut)
+	p.live.Wait()
+	stop()
+	p.cut()
+	p.policy.Load().closeIdle()
+}
+
+// cut closes everything.
+func (p *proxy) cut() {
+	p.stop()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for c := range p.conns {
+		c.conn.Close()
+	}
+}
+
+// draining tells whether a drain has begun.
+func (p *proxy) draining() bool {
+	select {
+	case <-p.drain:
+		return true
+	default:
+		return false
+	}
+}
+
+// admit takes a connection in; nil once a drain has begun.
+func (p *proxy) admit(conn net.Conn) *clientConn {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.draining() {
+		return nil
+	}
+	c := &clientConn{p: p, conn: conn}
+	c.addr, _ = netip.ParseAddrPort(conn.RemoteAddr().String())
+	c.addr = netip.AddrPortFrom(c.addr.Addr().Unmap(), c.addr.Port())
+	c.ctx, c.cancel = context.WithCancel(p.ctx)
+	p.conns[c] = struct{}{}
+	p.live.Add(1)
+	return c
+}
+
+func (p *proxy) leave(c *clientConn) {
+	c.cancel()
+	c.conn.Close()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	delete(p.conns, c)
+}
+
+// handle answers one request to the proxy port: CONNECT, absolute-form, or origin-form to muxproxy itself.
+func (c *clientConn) handle(h *http1Conn, x *exchange) {
+	switch {
+	case x.r.URL.Host == "" && x.r.Method != "CONNECT":
+		c.handleOwn(x)
+	case c.p.healthOnly:
+		x.refuse(denied(http.StatusForbidden, "http plane off", "the http plane is off (--no-http)"))
+	case x.r.Method == "CONNECT":
+		c.handleConnect(h, x)
+	default:
+		c.handlePlain(x)
+	}
+}
+
+// handleOwn answers origin-form requests: health and the CA. They are no client's business with an upstream, so they
+// leave no audit line.
+func (c *clientConn) handleOwn(x *exchange) {
+	x.audited = true
+	code, contentType, content := http.StatusNotFound, "text/plain; charset=utf-8", []byte("muxproxy: this is a proxy: set HTTPS_PROXY to it\n")
+	path, _, _ := strings.Cut(x.r.RequestURI, "?")
+	switch {
+	case x.r.Method != "GET" && x.r.Method != "HEAD", !c.p.local(x.r.Host):
+	case path == "/proxy/health":
+		code, content = c.p.health(c.addr.Addr().IsLoopback())
+		contentType = "application/json"
+	case path == "/proxy/ca.pem":
+		code, contentType, content = http.StatusOK, "application/x-pem-file", c.p.ca.roots()
+	}
+	x.answer(localResponse(x.r, code, contentType, content))
+}
+
+// handlePlain passes on a request in absolute-form. Over plain http nothing is ever injected.
+func (c *clientConn) handlePlain(x *exchange) {
+	if x.r.URL.Scheme != "http" {
+		x.refuse(denied(http.StatusBadRequest, "absolute-form "+x.r.URL.Scheme, "use CONNECT for https"))
+		return
+	}
+	if x.r.URL.User != nil {
+		x.refuse(denied(http.StatusBadRequest, "userinfo in the target", "a request target holds no user name or password (RFC 9110 section 4.2.4)"))
+		return
+	}
+	a, err := parseAuthority(x.r.URL.Host, 80)
+	if err != nil {
+		x.refuse(denied(http.StatusBadRequest, "malformed authority", "the host of the request is malformed"))
+		return
+	}
+	x.event.host = a.String()
+	n := c.p.policy.Load()
+	target := originForm(x.r)
+	d := n.rules.connect(a)
+	if d.action == actionIntercept {
+		d = n.rules.request(a, x.r.Method, target)
+	}
+	if d.rule != nil {
+		x.event.service, x.shape = d.rule.service, d.rule.errorShape
+	}
+	if f := x.policyRefusal(d); f != nil {
+		x.refuse(f)
+		return
+	}
+	cleanRequest(x.r)
+	auth := n.rules.names(a.host)
+	if auth {
+		stripAuth(x.r.Header, d.rule)
+	}
+	x.body.clean = func(h http.Header) { cleanTrailer(h, d.rule, auth) }
+	x.target("http", hostField(a, 80), target)
+	x.send(n.upstream(d.rule))
+}
+
+// originForm gives the origin-form of an absolute-form target, byte for byte (RFC 9112 §3.2.2).
+func originForm(r *http.Request) string {
+	_, rest, _ := strings.Cut(r.RequestURI, "://")
+	if i := strings.IndexAny(rest, "/?"); i >= 0 {
+		if rest[i] == '?' {
+			return "/" + rest[i:]
+		}
+		return rest[i:]
+	}
+	if r.Method == "OPTIONS" {
+		return "*"
+	}
+	return "/"
+}
+
+// hostField is the Host field for a: without the scheme's own port.
+func hostField(a authority, port uint16) string {
+	s := a.String()
+	if a.port == port {
+		s = strings.TrimSuffix(s, ":"+strconv.Itoa(int(port)))
+	}
+	return s
+}
+
+// handleConnect tunnels, intercepts or refuses a CONNECT (RFC 9110 §9.3.6).
+func (c *clientConn) handleConnect(h *http1Conn, x *exchange) {
+	x.broken = true
+	h.endWatch()
+	a, err := parseAuthority(x.r.RequestURI, 443)
+	if err != nil {
+		x.event.host, x.event.path = "", ""
+		h.refuseConnect(x, denied(http.StatusBadRequest, "malformed authority", "CONNECT takes HOST:PORT"))
+		return
+	}
+	x.event.host, x.event.path = a.String(), ""
+	n := c.p.policy.Load()
+	d := n.rules.connect(a)
+	if d.rule != nil {
+		x.event.service = d.rule.service
+	}
+	switch d.action {
+	case actionIntercept:
+		c.p.intercept.serve(c, h, x, a)
+	case actionTunnel:
+		x.event.service = ""
+		c.tunnel(h, x, n, a)
+	default:
+		h.refuseConnect(x, x.policyRefusal(d))
+	}
+}
+
+// tunnel relays bytes between the client and a. The upstream is dialed before the client is told 200.
+func (c *clientConn) tunnel(h *http1Conn, x *exchange, n *policy, a authority) {
+	h.beginWatch(x.body, c.cancel)
+	conn, err := n.dialer.dial(c.ctx, a)
+	h.endWatch()
+	if err != nil {
+		h.refuseConnect(x, upstreamRefusal(a.host, err))
+		return
+	}
+	x.event.decision, x.event.code = decisionTunneled, http.StatusOK
+	x.opened()
+	client, err := h.established(c.conn)
+	if err != nil {
+		conn.Close()
+		x.lost(errClientLeft.Error())
+		return
+	}
+	if len(client.early) > 0 {
+		n, err := conn.Write(client.early)
+		x.event.in += int64(n)
+		if err != nil {
+			conn.Close()
+			x.lost("upstream: connection lost")
+			return
+		}
+	}
+	in, out := relay(c.p.ctx, c.conn, conn)
+	x.event.in += in
+	x.event.out += out
+	x.audit()
+}
+
+// established answers 200 to a CONNECT and gives the connection with what the client sent early.
+func (h *http1Conn) established(conn net.Conn) (*prefixedConn, error) {
+	conn.SetDeadline(time.Time{})
+	early, _ := h.br.Peek(h.br.Buffered())
+	_, err := io.WriteString(conn, "HTTP/1.1 200 Connection established\r\n\r\n")
+	return &prefixedConn{Conn: conn, early: early}, err
+}
+
+// refuseConnect answers a CONNECT with f. The text stands in the status line too: many clients show nothing else.
+func (h *http1Conn) refuseConnect(x *exchange, f *refusal) {
+	x.event.decision, x.event.err, x.event.code = f.decision, f.cause, f.code
+	res := f.response(x.r, "git", x.event.id)
+	res.Status = strconv.Itoa(f.code) + " " + f.text
+	x.reply.(*reply1).close = true
+	x.answer(res)
+	x.broken = true
+	h.linger()
+}
+
+// policyRefusal is the refusal that d calls for, nil where it lets the request pass.
+func (x *exchange) policyRefusal(d decision) *refusal {
+	switch d.action {
+	case actionDeny:
+		return denied(http.StatusForbidden, "policy: "+d.reason, "refused by "+d.reason)
+	case actionBadTarget:
+		return denied(http.StatusBadRequest, "ambiguous path", "the path holds a dot segment, an empty segment, a backslash, NUL or a malformed escape, which servers read in different ways: send it in its plain form")
+	}
+	if d.strict && overridesMethod(x.r.Header) {
+		return denied(http.StatusBadRequest, "method override", "method override fields are not allowed here: use the method itself")
+	}
+	return nil
+}
+
+// target points the request at scheme://host with the request target as it is.
+func (x *exchange) target(scheme, host, target string) {
+	x.r.Host = host
+	x.r.URL.Scheme, x.r.URL.Host = scheme, host
+	x.r.URL.Opaque = "//" + host + target
+}

@@ -59,6 +59,7 @@ type placeholder struct {
 type decision struct {
 	action action
 	rule   *rule  // the rule that decided, nil where no rule names the host
+	strict bool   // methods, paths or an access level apply: no method override fields
 	reason string // for a refusal: which setting refused, "methods and paths of rule \"gitlab\" (proxy.toml line 12)"
 }
 

@@ -1,7 +1,269 @@
 package main
 
-import "net/http"
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"net"
+	"net/http"
+	"net/url"
+	"strings"
+	"sync"
+	"time"
+)
 
-type upstream struct{}
+const (
+	maxIdlePerHost  = 128              // connections kept for one host; a later one is closed instead of kept
+	upstreamIdle    = 90 * time.Second // after which a kept connection is closed
+	upstreamWait    = 15 * time.Minute // for the head of an answer: models think for minutes
+	upstreamTLSWait = 10 * time.Second
+	upstreamHead    = 1 << 20 // bytes of an answer's head
+)
 
-func (u *upstream) RoundTrip(r *http.Request) (*http.Response, error) { panic("stub") }
+// upstream sends requests to the servers that clients name: an http.RoundTripper over a pool of HTTP/1.1 connections that
+// have no goroutine of their own, so that a request is written and its answer read by the goroutine that asks. Requests
+// that need HTTP/2 ("te: trailers", which gRPC sends) go through net/http's Transport.
+//
+// The request target is sent byte for byte where URL.Opaque is "//" + URL.Host + target; otherwise it is
+// URL.RequestURI(). An answer 101 has an io.ReadWriteCloser as its Body, any 1xx goes to httptrace's Got1xxResponse, as
+// net/http's Transport does it. Redirects are not followed and content is not decoded. Safe for concurrent use.
+type upstream struct {
+	dialer *dialer
+	tls    *tls.Config // cloned for each connection, for its ServerName
+	h2     *http.Transport
+	wait   time.Duration // for the head of an answer; upstreamWait but in tests
+
+	mu    sync.Mutex
+	idle  map[upstreamKey][]*upstreamConn // the latest last
+	sweep *time.Timer                     // closes what is idle for too long; nil while nothing is idle
+}
+
+// upstreamKey tells which requests may share connections: {"https", "api.github.com:443"}.
+type upstreamKey struct {
+	scheme string
+	host   string
+}
+
+// newUpstream gives an upstream that trusts roots; nil is the system's.
+func newUpstream(d *dialer, roots *x509.CertPool) *upstream {
+	u := &upstream{
+		dialer: d,
+		tls: &tls.Config{
+			RootCAs:            roots,
+			MinVersion:         tls.VersionTLS12,
+			NextProtos:         []string{"http/1.1"},
+			ClientSessionCache: tls.NewLRUClientSessionCache(256),
+		},
+		wait: upstreamWait,
+		idle: make(map[upstreamKey][]*upstreamConn),
+	}
+	u.h2 = u.transport()
+	return u
+}
+
+// transport is the HTTP/2 side. It falls back to HTTP/1.1 where the server does not offer h2: browsers send "te: trailers"
+// to everybody.
+func (u *upstream) transport() *http.Transport {
+	t := &http.Transport{
+		DisableCompression:  true,
+		MaxIdleConnsPerHost: maxIdlePerHost,
+		IdleConnTimeout:     upstreamIdle,
+		HTTP2:               &http.HTTP2Config{SendPingTimeout: 30 * time.Second, PingTimeout: 15 * time.Second},
+		Protocols:           new(http.Protocols),
+	}
+	t.Protocols.SetHTTP1(true)
+	t.Protocols.SetHTTP2(true)
+	h2 := u.tls.Clone()
+	h2.NextProtos = []string{"h2", "http/1.1"}
+	t.DialTLSContext = func(ctx context.Context, _, addr string) (conn net.Conn, err error) {
+		conn, _, err = u.connect(ctx, upstreamKey{"https", addr}, h2)
+		return conn, err
+	}
+	return t
+}
+
+// RoundTrip sends r and gives the answer's head; the caller reads Body to its end or closes it. Once RoundTrip returns
+// an error, or once the answer's Body is closed, r.Body is read no more. A request that meets a connection which the
+// server has just closed is sent once more over a new one, if nothing came back and sending it twice does no harm
+// (RFC 9110 §9.2.2).
+func (u *upstream) RoundTrip(r *http.Request) (*http.Response, error) {
+	if r.ProtoMajor == 2 && r.Header.Get("Te") != "" {
+		if _, ok := r.Header["User-Agent"]; !ok {
+			r.Header["User-Agent"] = []string{""} // else the Transport adds its own
+		}
+		return u.h2.RoundTrip(r)
+	}
+	key := upstreamKey{r.URL.Scheme, r.URL.Host}
+	if c := u.take(key); c != nil {
+		res, err := c.roundTrip(r)
+		if err == nil || !c.stale(err) || !replayable(r) {
+			return res, err
+		}
+	}
+	conn, via, err := u.connect(r.Context(), key, u.tls)
+	if err != nil {
+		closeBody(r)
+		return nil, err
+	}
+	return newUpstreamConn(u, key, conn, via).roundTrip(r)
+}
+
+// closeIdle closes all connections that no request uses.
+func (u *upstream) closeIdle() {
+	u.h2.CloseIdleConnections()
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	for key, conns := range u.idle {
+		for _, c := range conns {
+			c.conn.Close()
+		}
+		delete(u.idle, key)
+	}
+}
+
+// take gives the connection to key that was used last and that the server has neither closed nor written to; nil where
+// there is none.
+func (u *upstream) take(key upstreamKey) *upstreamConn {
+	for {
+		u.mu.Lock()
+		conns := u.idle[key]
+		if len(conns) == 0 {
+			u.mu.Unlock()
+			return nil
+		}
+		c := conns[len(conns)-1]
+		conns[len(conns)-1] = nil
+		u.idle[key] = conns[:len(conns)-1]
+		u.mu.Unlock()
+		if c.quiet() {
+			c.reused = true
+			return c
+		}
+		c.conn.Close()
+	}
+}
+
+// put keeps c for the next request.
+func (u *upstream) put(c *upstreamConn) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if len(u.idle[c.key]) >= maxIdlePerHost {
+		c.conn.Close()
+		return
+	}
+	c.idleSince = time.Now()
+	u.idle[c.key] = append(u.idle[c.key], c)
+	if u.sweep == nil {
+		u.sweep = time.AfterFunc(upstreamIdle, u.expire)
+	}
+}
+
+// expire closes the connections that have been idle for upstreamIdle and comes back while any are left.
+func (u *upstream) expire() {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	oldest := time.Now().Add(-upstreamIdle)
+	for key, conns := range u.idle {
+		n := 0
+		for n < len(conns) && conns[n].idleSince.Before(oldest) {
+			conns[n].conn.Close()
+			n++
+		}
+		if u.idle[key] = append([]*upstreamConn(nil), conns[n:]...); n == len(conns) {
+			delete(u.idle, key)
+		}
+	}
+	u.sweep = nil
+	if len(u.idle) > 0 {
+		u.sweep = time.AfterFunc(upstreamIdle/2, u.expire)
+	}
+}
+
+// connect opens a connection to key.host, with TLS for https. via is the upstream proxy to which a plain request has to be
+// sent in absolute-form, else nil. The errors are those of dialer.dial, and handshakeError.
+func (u *upstream) connect(ctx context.Context, key upstreamKey, config *tls.Config) (conn net.Conn, via *url.URL, err error) {
+	a, err := parseAuthority(key.host, schemePort(key.scheme))
+	if err != nil {
+		return nil, nil, err
+	}
+	if key.scheme == "http" {
+		return u.dialer.dialPlain(ctx, a)
+	}
+	if conn, err = u.dialer.dial(ctx, a); err != nil {
+		return nil, nil, err
+	}
+	config = config.Clone()
+	config.ServerName = a.host
+	tc := tls.Client(conn, config)
+	ctx, cancel := context.WithTimeout(ctx, upstreamTLSWait)
+	defer cancel()
+	if err := tc.HandshakeContext(ctx); err != nil {
+		conn.Close()
+		return nil, nil, &handshakeError{err}
+	}
+	return tc, nil, nil
+}
+
+// handshakeError is a TLS handshake with an upstream that came to nothing: its certificate does not verify, or it is not
+// TLS.
+type handshakeError struct{ err error }
+
+func (e *handshakeError) Error() string { return "tls handshake: " + e.err.Error() }
+func (e *handshakeError) Unwrap() error { return e.err }
+
+// schemePort is the port of an authority that names none (RFC 9110 §4.2).
+func schemePort(scheme string) uint16 {
+	if scheme == "http" {
+		return 80
+	}
+	return 443
+}
+
+// requestTarget is what the request line holds: see upstream.
+func requestTarget(u *url.URL) string {
+	if rest, ok := strings.CutPrefix(u.Opaque, "//"); ok {
+		if target, ok := strings.CutPrefix(rest, u.Host); ok {
+			return target
+		}
+	}
+	return u.RequestURI()
+}
+
+// replayable tells whether r can be sent twice: it has no content and its method is idempotent (RFC 9110 §9.2.2).
+func replayable(r *http.Request) bool {
+	if r.Body != nil && r.Body != http.NoBody {
+		return false
+	}
+	switch r.Method {
+	case "GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE":
+		return true
+	}
+	return false
+}
+
+func closeBody(r *http.Request) {
+	if r.Body != nil {
+		r.Body.Close()
+	}
+}
+
+// limitedReader gives an error once left bytes have been read from conn; it bounds what a parser may read of a head.
+type limitedReader struct {
+	conn net.Conn
+	left int64
+}
+
+var errHeadTooLarge = errors.New("header section too large")
+
+func (l *limitedReader) Read(p []byte) (int, error) {
+	if l.left <= 0 {
+		return 0, errHeadTooLarge
+	}
+	if int64(len(p)) > l.left {
+		p = p[:l.left]
+	}
+	n, err := l.conn.Read(p)
+	l.left -= int64(n)
+	return n, err
+}

@@ -1,0 +1,193 @@
+package main
+
+import (
+	"io"
+	"net/http"
+	"net/textproto"
+	"strings"
+	"time"
+)
+
+// reply is the way back to the client: reply1 over HTTP/1.1, reply2 over HTTP/2.
+type reply interface {
+	// inform passes a 1xx on, if the client's version has them.
+	inform(code int, h http.Header) error
+	// begin writes the head of res, whose fields are clean; it need not be sent before flush or end.
+	begin(res *http.Response)
+	// Write writes content.
+	io.Writer
+	flush() error
+	// end writes what follows the content.
+	end(trailer http.Header) error
+}
+
+// exchange is one request of a client and its answer. What it says of itself goes into event, which is written when
+// the upstream's last byte has been read and before it is handed on (spec section 11).
+type exchange struct {
+	c        *clientConn
+	r        *http.Request
+	body     *requestBody
+	reply    reply
+	event    event
+	shape    string // of refusals: rule.errorShape
+	injected bool
+	audited  bool
+	broken   bool // the answer did not arrive whole: the client must not take it for whole
+	// upgraded gives the client's connection as a stream once an upgrade is agreed on; nil where there are no upgrades.
+	upgraded func() stream
+}
+
+// newExchange begins the exchange for r, which is for host.
+func (c *clientConn) newExchange(r *http.Request, host string) *exchange {
+	return &exchange{c: c, r: r, event: event{
+		id: newEventID(), start: time.Now(), plane: "http", client: c.addr.String(),
+		method: r.Method, host: host, path: r.RequestURI,
+	}}
+}
+
+// send passes the request on to up and its answer back.
+func (x *exchange) send(up *upstream) {
+	x.event.decision = decisionForwarded
+	if x.injected {
+		x.event.decision, x.event.injected = decisionInjected, true
+	}
+	res, err := up.RoundTrip(x.r)
+	if err != nil {
+		x.refuse(upstreamRefusal(x.event.host, err))
+		return
+	}
+	defer res.Body.Close()
+	upgrade := res.Header.Get("Upgrade")
+	cleanAnswer(res.Header, x.injected)
+	if res.StatusCode == http.StatusSwitchingProtocols {
+		x.upgrade(res, upgrade)
+		return
+	}
+	x.answer(res)
+}
+
+// refuse answers with f.
+func (x *exchange) refuse(f *refusal) {
+	x.event.decision, x.event.err = f.decision, f.cause
+	if f.cause == errClientLeft.Error() {
+		x.broken = true
+		x.audit()
+		return
+	}
+	x.answer(f.response(x.r, x.shape, x.event.id))
+}
+
+// answer hands res on piece by piece as it comes.
+func (x *exchange) answer(res *http.Response) {
+	x.event.code = res.StatusCode
+	if isStream(res.Header) {
+		x.opened()
+	}
+	x.reply.begin(res)
+	if bodyless(res) {
+		x.audit()
+		x.finish(res)
+		return
+	}
+	if res.ContentLength < 0 || buffered(res.Body) == 0 {
+		if x.reply.flush() != nil {
+			x.lost(errClientLeft.Error())
+			return
+		}
+	}
+	buf := copyBuffers.Get().(*[copyBuffer]byte)
+	defer copyBuffers.Put(buf)
+	for {
+		n, err := res.Body.Read(buf[:])
+		x.event.out += int64(n)
+		if err != nil && err != io.EOF {
+			x.lost("upstream: truncated answer")
+			return
+		}
+		if err == io.EOF || x.event.out == res.ContentLength {
+			x.audit()
+		}
+		if n > 0 {
+			if _, werr := x.reply.Write(buf[:n]); werr != nil {
+				x.lost(errClientLeft.Error())
+				return
+			}
+		}
+		if err == io.EOF {
+			x.finish(res)
+			return
+		}
+		if x.reply.flush() != nil {
+			x.lost(errClientLeft.Error())
+			return
+		}
+	}
+}
+
+// finish ends an answer that came whole.
+func (x *exchange) finish(res *http.Response) {
+	cleanAnswer(res.Trailer, x.injected)
+	if x.reply.end(res.Trailer) != nil {
+		x.broken = true
+	}
+}
+
+// lost ends an answer that breaks off.
+func (x *exchange) lost(why string) {
+	if x.c.ctx.Err() != nil && !x.audited {
+		why = errClientLeft.Error()
+	}
+	x.broken = true
+	x.event.err = why
+	x.audit()
+}
+
+// upgrade relays bytes once the upstream has agreed to WebSocket.
+func (x *exchange) upgrade(res *http.Response, protocol string) {
+	upstream, ok := res.Body.(stream)
+	if !ok || x.upgraded == nil || !websocketUpgrade(x.r) || !strings.EqualFold(protocol, "websocket") {
+		x.refuse(failed(http.StatusBadGateway, "upstream: 101 unasked", "the upstream switched to a protocol that nobody asked for"))
+		return
+	}
+	res.Header["Connection"] = []string{"Upgrade"}
+	res.Header["Upgrade"] = []string{"websocket"}
+	x.opened()
+	x.event.code = res.StatusCode
+	x.reply.begin(res)
+	x.broken = true // the connection ends with the WebSocket
+	if x.reply.flush() == nil {
+		x.event.in, x.event.out = relay(x.c.p.ctx, x.upgraded(), upstream)
+	}
+	x.audit()
+}
+
+// opened writes the opening line of something long.
+func (x *exchange) opened() {
+	e := x.event
+	e.open, e.code = true, 0
+	x.c.p.audit.write(&e)
+}
+
+// audit writes the exchange's line, once.
+func (x *exchange) audit() {
+	if x.audited {
+		return
+	}
+	x.audited = true
+	if x.body != nil {
+		x.event.in += x.body.read.Load()
+	}
+	x.c.p.audit.write(&x.event)
+}
+
+// got1xx passes an interim answer on: see httptrace.ClientTrace.
+func (x *exchange) got1xx(code int, h textproto.MIMEHeader) error {
+	cleanAnswer(http.Header(h), x.injected)
+	return x.reply.inform(code, http.Header(h))
+}
+
+// isStream tells whether an answer may go on for hours: server-sent events and gRPC.
+func isStream(h http.Header) bool {
+	t := h.Get("Content-Type")
+	return strings.HasPrefix(t, "text/event-stream") || strings.HasPrefix(t, "application/grpc")
+}

@@ -1,0 +1,150 @@
+package main
+
+import (
+	"encoding/base64"
+	"net/http"
+	"net/url"
+	"strings"
+
+	"golang.org/x/net/http/httpguts"
+)
+
+// placeholderMark stands in every placeholder that containers get in the place of a credential.
+const placeholderMark = "muxproxy-placeholder"
+
+// hopByHop are the fields that concern one connection only (RFC 9110 §7.6.1), with the proxy's own.
+var hopByHop = []string{
+	"Connection", "Keep-Alive", "Proxy-Connection", "Proxy-Authenticate", "Proxy-Authorization",
+	"Te", "Trailer", "Transfer-Encoding", "Upgrade",
+}
+
+// removeHopByHop takes from h the hop-by-hop fields and those that its Connection field names.
+func removeHopByHop(h http.Header) {
+	for _, v := range h["Connection"] {
+		for name := range strings.SplitSeq(v, ",") {
+			h.Del(strings.TrimSpace(name))
+		}
+	}
+	for _, name := range hopByHop {
+		delete(h, name)
+	}
+}
+
+// cleanRequest makes the header section of a client's request fit for the upstream: hop-by-hop fields go, but for an upgrade to
+// WebSocket on HTTP/1.1 and for "te: trailers", which gRPC servers ask for.
+func cleanRequest(r *http.Request) {
+	upgrade := websocketUpgrade(r)
+	trailers := httpguts.HeaderValuesContainsToken(r.Header["Te"], "trailers")
+	removeHopByHop(r.Header)
+	if upgrade {
+		r.Header["Connection"] = []string{"Upgrade"}
+		r.Header["Upgrade"] = []string{"websocket"}
+	}
+	if trailers {
+		r.Header["Te"] = []string{"trailers"}
+		if r.ProtoMajor == 1 {
+			r.Header["Connection"] = append(r.Header["Connection"], "TE")
+		}
+	}
+}
+
+// websocketUpgrade tells whether r asks for WebSocket (RFC 6455 §4.1), the only upgrade that is passed on.
+func websocketUpgrade(r *http.Request) bool {
+	return r.Method == "GET" && r.ProtoAtLeast(1, 1) && r.ProtoMajor == 1 &&
+		httpguts.HeaderValuesContainsToken(r.Header["Connection"], "upgrade") &&
+		len(r.Header["Upgrade"]) == 1 && strings.EqualFold(r.Header["Upgrade"][0], "websocket")
+}
+
+// cleanAnswer makes the header or trailer section of an upstream's answer fit for the client. Alt-Svc would invite it to
+// HTTP/3 around the proxy (RFC 7838); a cookie in the answer to an injected request is a credential.
+func cleanAnswer(h http.Header, injected bool) {
+	removeHopByHop(h)
+	delete(h, "Alt-Svc")
+	if injected {
+		delete(h, "Set-Cookie")
+	}
+}
+
+// stripAuth takes every auth field out of a header or trailer section: the usual ones and those of the rule.
+func stripAuth(h http.Header, rule *rule) {
+	delete(h, "Authorization")
+	delete(h, "X-Api-Key")
+	delete(h, "Proxy-Authorization")
+	if rule == nil {
+		return
+	}
+	for i := range rule.sources {
+		delete(h, rule.sources[i].field)
+	}
+}
+
+// cleanTrailer takes from a trailer section what may not stand there (RFC 9110 §6.5.1): framing, routing and, where auth says so,
+// all that authenticates.
+func cleanTrailer(h http.Header, rule *rule, auth bool) {
+	removeHopByHop(h)
+	delete(h, "Host")
+	delete(h, "Content-Length")
+	if auth {
+		stripAuth(h, rule)
+		delete(h, "Cookie")
+	}
+}
+
+// hasPlaceholder tells whether an auth field of r is a placeholder of ours, in clear or, after Basic, in base64.
+func hasPlaceholder(r *http.Request, rule *rule) bool {
+	if fieldHasPlaceholder(r.Header["Authorization"]) || fieldHasPlaceholder(r.Header["X-Api-Key"]) {
+		return true
+	}
+	for i := range rule.sources {
+		if fieldHasPlaceholder(r.Header[rule.sources[i].field]) {
+			return true
+		}
+	}
+	return false
+}
+
+func fieldHasPlaceholder(values []string) bool {
+	for _, v := range values {
+		if strings.Contains(v, placeholderMark) {
+			return true
+		}
+		scheme, rest, ok := strings.Cut(strings.TrimSpace(v), " ")
+		if !ok || !strings.EqualFold(scheme, "basic") {
+			continue
+		}
+		// A decoder that stops at the first odd byte still gives what came before it.
+		decoded, _ := base64.StdEncoding.DecodeString(strings.TrimSpace(rest))
+		if strings.Contains(string(decoded), placeholderMark) {
+			return true
+		}
+	}
+	return false
+}
+
+// overridesMethod tells whether r names another method than its own in a field that some frameworks obey.
+func overridesMethod(h http.Header) bool {
+	return len(h["X-Http-Method-Override"])+len(h["X-Http-Method"])+len(h["X-Method-Override"]) > 0
+}
+
+// dropParameter takes the parameter name out of a request target's query, whichever of the separators servers know stands
+// around it; all other bytes stay as they are.
+func dropParameter(target, name string) string {
+	path, query, ok := strings.Cut(target, "?")
+	if !ok {
+		return target
+	}
+	kept, sep := path, "?"
+	for query != "" {
+		pair, rest, next := query, "", ""
+		if i := strings.IndexAny(query, "&;"); i >= 0 {
+			pair, next, rest = query[:i], query[i:i+1], query[i+1:]
+		}
+		key, _, _ := strings.Cut(pair, "=")
+		if plain, err := url.QueryUnescape(key); err != nil || !strings.EqualFold(plain, name) {
+			kept += sep + pair
+			sep = next
+		}
+		query = rest
+	}
+	return kept
+}
