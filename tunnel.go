@@ -23,8 +23,10 @@ const dialWait = 30 * time.Second // for a name look-up and a connection, or for
 // one is configured. It never changes once made and is safe for concurrent use.
 type dialer struct {
 	dialerConfig
-	net net.Dialer // its Control asks the guard about the very address that is dialed
-	up  net.Dialer // to the upstream proxy, which the operator named: no guard
+	// guarded dials what clients name: it asks the guard about the very address that is dialed. A test puts its own
+	// names before it.
+	guarded func(ctx context.Context, network, address string) (net.Conn, error)
+	proxied net.Dialer // to the upstream proxy, which the operator named: no guard
 }
 
 // dialerConfig is what a dialer is made of.
@@ -43,8 +45,8 @@ var errResolve = errors.New("the name does not resolve")
 
 func newDialer(c dialerConfig) *dialer {
 	d := &dialer{dialerConfig: c}
-	d.net = net.Dialer{Timeout: dialWait, ControlContext: d.control}
-	d.up = net.Dialer{Timeout: dialWait}
+	d.guarded = (&net.Dialer{Timeout: dialWait, ControlContext: d.control}).DialContext
+	d.proxied = net.Dialer{Timeout: dialWait}
 	return d
 }
 
@@ -65,7 +67,7 @@ func (d *dialer) dial(ctx context.Context, a authority) (net.Conn, error) {
 		return nil, err
 	}
 	if via == nil {
-		return d.net.DialContext(ctx, "tcp", a.String())
+		return d.guarded(ctx, "tcp", a.String())
 	}
 	return d.dialThrough(ctx, via, a)
 }
@@ -78,7 +80,7 @@ func (d *dialer) dialPlain(ctx context.Context, a authority) (conn net.Conn, via
 		return nil, nil, err
 	}
 	if via == nil {
-		conn, err = d.net.DialContext(ctx, "tcp", a.String())
+		conn, err = d.guarded(ctx, "tcp", a.String())
 	} else {
 		conn, err = d.dialProxy(ctx, via)
 	}
@@ -118,7 +120,7 @@ func (d *dialer) dialProxy(ctx context.Context, via *url.URL) (net.Conn, error) 
 	if port == "" {
 		port = fmt.Sprint(schemePort(via.Scheme))
 	}
-	conn, err := d.up.DialContext(ctx, "tcp", net.JoinHostPort(via.Hostname(), port))
+	conn, err := d.proxied.DialContext(ctx, "tcp", net.JoinHostPort(via.Hostname(), port))
 	if err != nil || via.Scheme == "http" {
 		return conn, err
 	}
