@@ -1,6 +1,11 @@
 package main
 
-import "crypto/x509"
+import (
+	"crypto/x509"
+	"fmt"
+	"slices"
+	"strings"
+)
 
 // action is what happens to a CONNECT or a request.
 type action int
@@ -27,6 +32,7 @@ type rule struct {
 	errorShape   string // "" JSON message+error; "anthropic", "registry", "git"
 	placeholders []placeholder
 	roots        *x509.CertPool // ca_file: nil is the system's roots
+	config       string         // base name of the config file it stands in, "proxy.toml"; "" for a built-in rule
 	line         int            // in the config file
 }
 
@@ -59,26 +65,235 @@ type placeholder struct {
 type decision struct {
 	action action
 	rule   *rule  // the rule that decided, nil where no rule names the host
-	strict bool   // methods, paths or an access level apply: no method override fields
-	reason string // for a refusal: which setting refused, "methods and paths of rule \"gitlab\" (proxy.toml line 12)"
+	reason string // for a refusal: which setting refused, `others = "deny" of rule "gitlab" (proxy.toml line 12)`
+	strict bool   // request: methods or paths apply to the host, so that a method override field is to be refused with 400
+}
+
+// unconditional tells whether every request fits the rule.
+func (r *rule) unconditional() bool {
+	return len(r.methods) == 0 && len(r.paths) == 0
+}
+
+// intercepts tells whether connections to the rule's hosts are opened: only an allow rule without methods and paths tunnels.
+func (r *rule) intercepts() bool {
+	return len(r.sources) > 0 || !r.unconditional()
+}
+
+// fits tells whether the rule's methods and paths take a request; path is as comparablePath gives it.
+func (r *rule) fits(method, path string) bool {
+	if len(r.methods) > 0 && !slices.Contains(r.methods, method) {
+		return false
+	}
+	for _, pattern := range r.paths {
+		if matchPath(pattern, path) {
+			return true
+		}
+	}
+	return len(r.paths) == 0
+}
+
+// String names the rule for refusals and start-up lines: `rule "gitlab" (proxy.toml line 12)`, `built-in rule "github"`.
+func (r *rule) String() string {
+	if r.builtin {
+		return fmt.Sprintf("built-in rule %q", r.service)
+	}
+	return fmt.Sprintf("rule %q (%s line %d)", r.service, r.config, r.line)
+}
+
+// String gives the pattern as the config file has it: "api.github.com", "*.example.com:8443".
+func (p hostPattern) String() string {
+	text := p.host
+	if p.wildcard {
+		text = "*." + text
+	}
+	if p.port != 443 {
+		text = fmt.Sprintf("%s:%d", text, p.port)
+	}
+	return text
+}
+
+// names tells whether the pattern holds for an authority. "*.example.com" is any name below example.com, never itself.
+func (p hostPattern) names(a authority) bool {
+	if p.port != a.port {
+		return false
+	}
+	if p.wildcard {
+		return strings.HasSuffix(a.host, p.host) && strings.HasSuffix(a.host[:len(a.host)-len(p.host)], ".")
+	}
+	return a.host == p.host
 }
 
 // ruleSet is an immutable index of rules. Safe for concurrent use.
-type ruleSet struct{}
+//
+// Each list holds the rules to ask for one authority, in order. A wildcard's list stands under its base name and holds
+// the rules of the wildcards above it too, so the longest base that a host lies below has them all.
+type ruleSet struct {
+	ordered   []*rule
+	exact     map[authority][]*rule
+	wildcards map[authority][]*rule
+	hosts     map[string]bool // every exact host, on whatever port
+	bases     map[string]bool // every wildcard's base name, on whatever port
+	unmatched action
+}
 
-func newRuleSet(rules []*rule, unmatched action) *ruleSet { panic("stub") }
+// newRuleSet indexes the rules, the config file's before the built-in ones; unmatched (actionTunnel or actionDeny) is
+// for authorities that none of them names.
+func newRuleSet(rules []*rule, unmatched action) *ruleSet {
+	s := &ruleSet{
+		ordered:   rules,
+		exact:     make(map[authority][]*rule),
+		wildcards: make(map[authority][]*rule),
+		hosts:     make(map[string]bool),
+		bases:     make(map[string]bool),
+		unmatched: unmatched,
+	}
+	for _, r := range rules {
+		for _, p := range r.hosts {
+			a := authority{p.host, p.port}
+			if p.wildcard {
+				s.bases[p.host] = true
+				s.wildcards[a] = candidates(rules, authority{"*." + p.host, p.port})
+			} else {
+				s.hosts[p.host] = true
+				s.exact[a] = candidates(rules, a)
+			}
+		}
+	}
+	return s
+}
 
-// connect says what becomes of a CONNECT: deny, tunnel or intercept.
-func (s *ruleSet) connect(a authority) decision { panic("stub") }
+// candidates lists the rules that name an authority, in order: built-in ones only if no rule of the file does.
+func candidates(rules []*rule, a authority) []*rule {
+	var file, builtin []*rule
+	for _, r := range rules {
+		if !slices.ContainsFunc(r.hosts, func(p hostPattern) bool { return p.names(a) }) {
+			continue
+		}
+		if r.builtin {
+			builtin = append(builtin, r)
+		} else {
+			file = append(file, r)
+		}
+	}
+	if len(file) > 0 {
+		return file
+	}
+	return builtin
+}
 
-// request says what becomes of a request on an intercepted connection to a, or of an absolute-form http one: deny, forward, inject, badTarget.
-// target is the request target as sent, in origin-form ("/a/b?c=d", "*").
-func (s *ruleSet) request(a authority, method, target string) decision { panic("stub") }
+// find gives the rules to ask for an authority, in order; none if no rule names it.
+func (s *ruleSet) find(a authority) []*rule {
+	if list, ok := s.exact[a]; ok || len(s.wildcards) == 0 {
+		return list
+	}
+	for base := range parents(a.host) {
+		if list, ok := s.wildcards[authority{base, a.port}]; ok {
+			return list
+		}
+	}
+	return nil
+}
+
+// connect says what becomes of a CONNECT: deny, tunnel or intercept. The first rule settles it: if it is an allow rule
+// without methods and paths, every request would fit it, and there is no reason to open the connection.
+func (s *ruleSet) connect(a authority) decision {
+	list := s.find(a)
+	switch {
+	case len(list) == 0:
+		return s.unnamed(a, actionTunnel)
+	case list[0].intercepts():
+		return decision{action: actionIntercept, rule: list[0]}
+	}
+	return decision{action: actionTunnel, rule: list[0]}
+}
+
+// request says what becomes of a request on an intercepted connection to a, or of an absolute-form http one: deny,
+// forward, inject, badTarget. method is compared as sent (RFC 9110 §9.1: case-sensitive). target is the request target
+// as sent, in origin-form ("/a/b?c=d", "*"). That nothing is injected over plain http is the caller's to see to.
+func (s *ruleSet) request(a authority, method, target string) decision {
+	list := s.find(a)
+	if len(list) == 0 {
+		return s.unnamed(a, actionForward)
+	}
+	first := list[0]
+	if first.unconditional() {
+		return first.decide(false)
+	}
+	path := targetPath(target)
+	if why := ambiguity(path); why != "" {
+		return decision{action: actionBadTarget, rule: first, strict: true,
+			reason: fmt.Sprintf("%s, which methods and paths of %v cannot judge", why, first)}
+	}
+	path = comparablePath(path)
+	for _, r := range list {
+		if r.fits(method, path) {
+			return r.decide(true)
+		}
+	}
+	if first.others == actionForward {
+		return decision{action: actionForward, rule: first, strict: true}
+	}
+	return decision{action: actionDeny, rule: first, strict: true,
+		reason: fmt.Sprintf(`others = "deny" of %v`, first)}
+}
+
+// decide is the decision on a request that fits the rule.
+func (r *rule) decide(strict bool) decision {
+	if len(r.sources) == 0 {
+		return decision{action: actionForward, rule: r, strict: strict}
+	}
+	return decision{action: actionInject, rule: r, strict: strict}
+}
+
+// unnamed is the decision on an authority that no rule names; pass is what happens where unmatched does not refuse it.
+func (s *ruleSet) unnamed(a authority, pass action) decision {
+	if s.unmatched == actionDeny {
+		return decision{action: actionDeny, reason: fmt.Sprintf(`unmatched = "deny", and no rule names %q`, a)}
+	}
+	return decision{action: pass}
+}
 
 // names tells whether any rule names the host, on whatever port.
-func (s *ruleSet) names(host string) bool { panic("stub") }
+func (s *ruleSet) names(host string) bool {
+	if s.hosts[host] {
+		return true
+	}
+	for base := range parents(host) {
+		if s.bases[base] {
+			return true
+		}
+	}
+	return false
+}
 
-// services lists the services of the rules that have sources, in order, each once.
-func (s *ruleSet) rules() []*rule { panic("stub") }
+// rules lists the rules that have sources, in order. Of those that share a service and its credentials, as the two of
+// GitHub do, it has the first alone.
+func (s *ruleSet) rules() []*rule {
+	var list []*rule
+	for _, r := range s.ordered {
+		if len(r.sources) > 0 && !slices.ContainsFunc(list, r.sharesCredentials) {
+			list = append(list, r)
+		}
+	}
+	return list
+}
 
-func builtinRules() []*rule { panic("stub") }
+// sharesCredentials tells whether another rule is of the same service and looks for its credentials in the same places.
+func (r *rule) sharesCredentials(o *rule) bool {
+	return r.service == o.service && slices.EqualFunc(r.sources, o.sources, func(a, b source) bool {
+		return a.file == b.file && slices.Equal(a.env, b.env)
+	})
+}
+
+// parents yields the names that a host lies below, the longest first: "b.c" and "c" for "a.b.c".
+func parents(host string) func(yield func(string) bool) {
+	return func(yield func(string) bool) {
+		for rest := host; ; {
+			_, base, ok := strings.Cut(rest, ".")
+			if !ok || !yield(base) {
+				return
+			}
+			rest = base
+		}
+	}
+}
