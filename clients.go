@@ -1,17 +1,106 @@
 package main
 
-import "net/netip"
+import (
+	"net/netip"
+	"sync"
+	"time"
+)
 
-// clients bounds what one client address may use. Safe for concurrent use.
-type clients struct{}
+// What one client address may mint: a burst that starts many tools at once, then a rate that a working agent stays under.
+// A leaf costs some 0.1 ms, and leaves are cached, so this bounds only who asks for ever new hosts under a wildcard.
+const (
+	mintBurst    = 100         // leaves
+	mintInterval = time.Second // one more each
+)
 
-func newClients(maxConns int) *clients { panic("stub") }
+// clients bounds what one client address may use of muxproxy: connections, over all planes, and new leaves (spec 6.10).
+// Safe for concurrent use.
+//
+// A client is one whole address, in IPv6 too: all containers of one network share a /64, and one of them must not use up
+// the others' share. What a container gains by taking further addresses is bounded by the open files of the process.
+type clients struct {
+	maxConns int // per address
 
-// connect counts a connection in; false when addr has too many.
-func (c *clients) connect(addr netip.Addr) bool { panic("stub") }
+	mu     sync.Mutex
+	byAddr map[netip.Addr]*client // guarded by mu
+	sweep  int                    // guarded by mu: byAddr is swept when it has grown to this
+}
 
-// disconnect counts it out.
-func (c *clients) disconnect(addr netip.Addr) { panic("stub") }
+// client is what one address uses. It is dropped once it equals a new one.
+type client struct {
+	conns int
+	// minted is when the allowance will be whole again: each leaf moves it by mintInterval, from now at the earliest. So
+	// the allowance left at t is mintBurst - (minted - t)/mintInterval, with no timer (the generic cell rate algorithm).
+	minted time.Time
+}
 
-// mint takes one from addr's allowance of new leaves; false when it is used up.
-func (c *clients) mint(addr netip.Addr) bool { panic("stub") }
+// newClients gives bounds under which no address has more than maxConns connections.
+func newClients(maxConns int) *clients {
+	return &clients{maxConns: maxConns, byAddr: map[netip.Addr]*client{}, sweep: 64}
+}
+
+// connect counts a connection in; false when addr has too many: then it is not counted, and disconnect is not called.
+func (c *clients) connect(addr netip.Addr) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	cl := c.get(addr)
+	if cl.conns >= c.maxConns {
+		return false
+	}
+	cl.conns++
+	return true
+}
+
+// disconnect counts a connection out, once for each connect that gave true.
+func (c *clients) disconnect(addr netip.Addr) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	addr = addr.Unmap()
+	cl := c.byAddr[addr]
+	cl.conns--
+	if cl.idle(time.Now()) {
+		delete(c.byAddr, addr)
+	}
+}
+
+// mint takes one from addr's allowance of new leaves; false when it is used up: then one comes back each second.
+func (c *clients) mint(addr netip.Addr) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	cl, now := c.get(addr), time.Now()
+	whole := cl.minted
+	if whole.Before(now) {
+		whole = now
+	}
+	if whole = whole.Add(mintInterval); whole.Sub(now) > mintBurst*mintInterval {
+		return false
+	}
+	cl.minted = whole
+	return true
+}
+
+// get finds or makes addr's client. c.mu is held. Clients that minted and left stay until their allowance is whole; they
+// are dropped when the map has doubled, so that a sweep costs no more than the insertions before it.
+func (c *clients) get(addr netip.Addr) *client {
+	addr = addr.Unmap()
+	if cl := c.byAddr[addr]; cl != nil {
+		return cl
+	}
+	if len(c.byAddr) >= c.sweep {
+		now := time.Now()
+		for a, cl := range c.byAddr {
+			if cl.idle(now) {
+				delete(c.byAddr, a)
+			}
+		}
+		c.sweep = max(64, 2*len(c.byAddr))
+	}
+	cl := &client{}
+	c.byAddr[addr] = cl
+	return cl
+}
+
+// idle tells whether the client uses nothing and has its whole allowance.
+func (cl *client) idle(now time.Time) bool {
+	return cl.conns <= 0 && !cl.minted.After(now)
+}
