@@ -16,7 +16,7 @@ import (
 )
 
 // githubProxy is a proxy with a credential for github in front of handler.
-func githubProxy(t *testing.T, handler http.HandlerFunc) (*testProxy, *origin) {
+func githubProxy(t *testing.T, handler http.HandlerFunc) (*testProxy, *testOrigin) {
 	t.Helper()
 	o := newOrigin(t, handler)
 	return newTestProxy(t, o, testProxyOptions{env: map[string]string{"GITHUB_TOKEN": canary}}), o

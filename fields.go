@@ -9,9 +9,6 @@ import (
 	"golang.org/x/net/http/httpguts"
 )
 
-// placeholderMark stands in every placeholder that containers get in the place of a credential.
-const placeholderMark = "muxproxy-placeholder"
-
 // hopByHop are the fields that concern one connection only (RFC 9110 §7.6.1), with the proxy's own.
 var hopByHop = []string{
 	"Connection", "Keep-Alive", "Proxy-Connection", "Proxy-Authenticate", "Proxy-Authorization",

@@ -36,8 +36,8 @@ type received struct {
 	content string
 }
 
-// origin is a TLS server for any name, in the place of the internet; it records what it receives.
-type origin struct {
+// testOrigin is a TLS server for any name, in the place of the internet; it records what it receives.
+type testOrigin struct {
 	*http.Server
 	addr  string
 	root  *x509.Certificate
@@ -47,11 +47,11 @@ type origin struct {
 }
 
 // newOrigin starts an origin that answers with handler, HTTP/2 included, and ends with the test.
-func newOrigin(t *testing.T, handler http.HandlerFunc) *origin {
+func newOrigin(t *testing.T, handler http.HandlerFunc) *testOrigin {
 	t.Helper()
-	o := &origin{roots: x509.NewCertPool()}
+	o := &testOrigin{roots: x509.NewCertPool()}
 	var issue func(*tls.ClientHelloInfo) (*tls.Certificate, error)
-	o.root, issue = testIssuer(t)
+	o.root, issue = originIssuer(t)
 	o.roots.AddCert(o.root)
 	o.Server = &http.Server{ErrorLog: discardLog, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		o.record(r)
@@ -70,7 +70,7 @@ func newOrigin(t *testing.T, handler http.HandlerFunc) *origin {
 }
 
 // record keeps r with its content; a request whose content is streamed is recorded by its handler's reading.
-func (o *origin) record(r *http.Request) {
+func (o *testOrigin) record(r *http.Request) {
 	content := ""
 	if r.Header.Get("X-Stream") == "" {
 		b, _ := io.ReadAll(r.Body)
@@ -83,7 +83,7 @@ func (o *origin) record(r *http.Request) {
 }
 
 // take gives what has been received since the last call.
-func (o *origin) take() []received {
+func (o *testOrigin) take() []received {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	got := o.got
@@ -91,8 +91,8 @@ func (o *origin) take() []received {
 	return got
 }
 
-// testIssuer makes a root, and certificates for whatever name a client asks for.
-func testIssuer(t *testing.T) (*x509.Certificate, func(*tls.ClientHelloInfo) (*tls.Certificate, error)) {
+// originIssuer makes a root, and certificates for whatever name a client asks for.
+func originIssuer(t *testing.T) (*x509.Certificate, func(*tls.ClientHelloInfo) (*tls.Certificate, error)) {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -127,7 +127,7 @@ type testProxy struct {
 	audit   string // path of the log
 	secrets string // secrets_dir
 	ca      *x509.CertPool
-	origin  *origin
+	origin  *testOrigin
 	dialed  chan string // every address that was dialed for a client, "api.github.com:443"
 }
 
@@ -140,7 +140,7 @@ type testProxyOptions struct {
 }
 
 // newTestProxy starts a proxy to which o is the whole internet: every name and port leads there.
-func newTestProxy(t *testing.T, o *origin, opt testProxyOptions) *testProxy {
+func newTestProxy(t *testing.T, o *testOrigin, opt testProxyOptions) *testProxy {
 	t.Helper()
 	dir := t.TempDir()
 	p := &testProxy{audit: filepath.Join(dir, "audit.jsonl"), secrets: filepath.Join(dir, "secrets"), origin: o, dialed: make(chan string, 1000), ca: x509.NewCertPool()}
@@ -333,7 +333,7 @@ func (p *testProxy) lastLine(t *testing.T) auditLine {
 func dialProxy(p *testProxy) (net.Conn, error) { return net.Dial("tcp", p.url.Host) }
 
 // newPlainOrigin is an origin without TLS.
-func newPlainOrigin(t *testing.T) *origin {
+func newPlainOrigin(t *testing.T) *testOrigin {
 	t.Helper()
 	o := newOrigin(t, func(http.ResponseWriter, *http.Request) {})
 	ln, err := net.Listen("tcp", "127.0.0.1:0")
