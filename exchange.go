@@ -84,16 +84,15 @@ func (x *exchange) answer(res *http.Response) {
 		x.opened()
 	}
 	x.reply.begin(res)
-	if bodyless(res) {
+	if bodyless(res) || res.ContentLength == 0 {
 		x.audit()
 		x.finish(res)
 		return
 	}
-	if res.ContentLength < 0 || buffered(res.Body) == 0 {
-		if x.reply.flush() != nil {
-			x.lost(errClientLeft.Error())
-			return
-		}
+	// A head whose content is at hand goes out together with it.
+	if (res.ContentLength < 0 || buffered(res.Body) == 0) && x.reply.flush() != nil {
+		x.lost(errClientLeft.Error())
+		return
 	}
 	buf := copyBuffers.Get().(*[copyBuffer]byte)
 	defer copyBuffers.Put(buf)

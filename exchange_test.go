@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptrace"
 	"net/textproto"
@@ -39,8 +40,6 @@ func TestAnswersArriveAsSent(t *testing.T) {
 		case "/204":
 			w.WriteHeader(204)
 		case "/304":
-			h.Set("Content-Length", "1234")
-			h.Set("Etag", `"x"`)
 			w.WriteHeader(304)
 		case "/gzip":
 			h.Set("Content-Encoding", "gzip")
@@ -62,7 +61,7 @@ func TestAnswersArriveAsSent(t *testing.T) {
 			{"GET", "/none", 200, 0, ""},
 			{"GET", "/chunked", 200, -1, "hello"},
 			{"GET", "/204", 204, 0, ""},
-			{"GET", "/304", 304, 1234, ""},
+			{"GET", "/304", 304, 0, ""},
 			{"GET", "/gzip", 200, 15, "not really gzip"},
 			{"GET", "/418", 418, 0, ""},
 		} {
@@ -74,9 +73,6 @@ func TestAnswersArriveAsSent(t *testing.T) {
 			b, err := io.ReadAll(res.Body)
 			res.Body.Close()
 			length := res.ContentLength
-			if c.code == 304 {
-				fmt.Sscan(res.Header.Get("Content-Length"), &length)
-			}
 			if err != nil || res.StatusCode != c.code || string(b) != c.content || length != c.length {
 				t.Errorf("HTTP/%d %s %s: %s, length %d, %q, %v", version, c.method, c.path, res.Status, length, b, err)
 			}
@@ -89,13 +85,37 @@ func TestAnswersArriveAsSent(t *testing.T) {
 	}
 }
 
+func TestTheLengthOfA304AndOddTargetsArriveAsSent(t *testing.T) {
+	targets := make(chan string, 1)
+	o := newOrigin(t, func(http.ResponseWriter, *http.Request) {})
+	o.addr = rawServer(t, func(_ int, conn net.Conn, br *bufio.Reader) {
+		r, err := http.ReadRequest(br)
+		if err == nil {
+			targets <- r.RequestURI
+			io.WriteString(conn, "HTTP/1.1 304 Strange Reason\r\nContent-Length: 1234\r\n\r\n")
+		}
+	}).Host
+	p := newTestProxy(t, o, testProxyOptions{})
+	for _, target := range []string{"//double", "/a\"b|c", "/a;b?;&"} {
+		conn, err := dialProxy(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		res, _ := exchangeRaw(t, conn, "GET http://other.example"+target+" HTTP/1.1\r\nHost: ignored.example\r\n\r\n")
+		if got := <-targets; got != target || res.Status != "304 Strange Reason" || res.Header.Get("Content-Length") != "1234" {
+			t.Errorf("sent %s, the upstream got %s; answer %s %v", target, got, res.Status, res.Header)
+		}
+		conn.Close()
+	}
+}
+
 func TestRequestsArriveAsSent(t *testing.T) {
 	p, o := githubProxy(t, func(http.ResponseWriter, *http.Request) {})
 	for _, version := range []int{1, 2} {
 		client := p.client(t, version)
-		for _, target := range []string{"/a%2Fb?q=%2B&x=;y&z", "/%41/é"[:5], "/?", "/a?b=%zz", "//double"} {
+		for _, target := range []string{"/a%2Fb?q=%2B&x=;y&z", "/%41/é"[:5], "/?", "/a?b=%zz", "/a//b/../c"} {
 			r, _ := http.NewRequest("PUT", "https://api.github.com/", io.MultiReader(strings.NewReader("con"), strings.NewReader("tent")))
-			r.URL.Opaque = "//api.github.com" + target
+			r.URL.Opaque = target
 			r.Header = http.Header{"User-Agent": {""}, "Accept-Encoding": {"br, zstd"}, "X-Two": {"1", "2"}}
 			r.Trailer = http.Header{"X-Sum": {"7"}}
 			res, err := client.Do(r)

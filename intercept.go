@@ -87,7 +87,7 @@ func (i *interceptor) serve(c *clientConn, h *http1Conn, x *exchange, a authorit
 		i.h2.ServeConn(tc, &http2.ServeConnOpts{Context: c.ctx, BaseConfig: i.base, Handler: http.HandlerFunc(s.serveHTTP2)})
 		return
 	}
-	c.loop(newHTTP1Conn(tc), a.String(), s.handle)
+	c.loop(newHTTP1Conn(tc), s.host, s.handle)
 }
 
 // leaf mints or finds the leaf for a's host, within what a client may have minted.
@@ -214,7 +214,7 @@ func (s *intercepted) authenticate(x *exchange, d decision, cred *credential) {
 
 // serveHTTP2 serves one request of an intercepted HTTP/2 connection, called by net/http's server in a goroutine of its own.
 func (s *intercepted) serveHTTP2(w http.ResponseWriter, r *http.Request) {
-	x := s.c.newExchange(r, s.a.String())
+	x := s.c.newExchange(r, s.host)
 	ctx := httptrace.WithClientTrace(r.Context(), &httptrace.ClientTrace{
 		Got1xxResponse: func(code int, h textproto.MIMEHeader) error { return x.got1xx(code, h) },
 	})

@@ -188,7 +188,7 @@ func (c *clientConn) handlePlain(x *exchange) {
 		x.refuse(denied(http.StatusBadRequest, "malformed authority", "the host of the request is malformed"))
 		return
 	}
-	x.event.host = a.String()
+	x.event.host = hostField(a, 443)
 	n := c.p.policy.Load()
 	target := originForm(x.r)
 	d := n.rules.connect(a)
@@ -246,7 +246,7 @@ func (c *clientConn) handleConnect(h *http1Conn, x *exchange) {
 		h.refuseConnect(x, denied(http.StatusBadRequest, "malformed authority", "CONNECT takes HOST:PORT"))
 		return
 	}
-	x.event.host, x.event.path = a.String(), ""
+	x.event.host, x.event.path = hostField(a, 443), ""
 	n := c.p.policy.Load()
 	d := n.rules.connect(a)
 	if d.rule != nil {

@@ -24,6 +24,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/iotest"
 	"time"
 )
 
@@ -249,7 +250,7 @@ func (p *testProxy) connect(t *testing.T, authority string) (net.Conn, *http.Res
 	t.Cleanup(func() { conn.Close() })
 	io.WriteString(conn, "CONNECT "+authority+" HTTP/1.1\r\nHost: "+authority+"\r\n\r\n")
 	// An answer 200 has nothing behind it until the client speaks.
-	res, err := http.ReadResponse(bufio.NewReaderSize(conn, 16), &http.Request{Method: "CONNECT"})
+	res, err := http.ReadResponse(bufio.NewReader(iotest.OneByteReader(conn)), &http.Request{Method: "CONNECT"})
 	if err != nil {
 		t.Fatalf("CONNECT %s: %v", authority, err)
 	}
