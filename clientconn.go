@@ -35,27 +35,34 @@ func (c *clientConn) closeIdle() {
 	}
 }
 
-// serve answers the requests that come to the proxy port itself.
+// serve answers the requests that come to the proxy port itself, and then what a CONNECT leads to. By then the reader and
+// the writer of the former are garbage: an idle intercepted connection should be small.
 func (c *clientConn) serve() {
+	if next := c.serveRequests(); next != nil {
+		next()
+	}
+}
+
+func (c *clientConn) serveRequests() (next func()) {
 	h := newHTTP1Conn(c.conn)
-	c.loop(h, "", func(x *exchange) { c.handle(h, x) })
+	return c.loop(h, "", func(x *exchange) { c.handle(h, x) })
 }
 
 // loop reads the requests of an HTTP/1.1 connection one by one and has each handled. host is what the audit log calls
-// their host until they are understood.
-func (c *clientConn) loop(h *http1Conn, host string, handle func(*exchange)) {
+// their host until they are understood. It returns when the connection is over, or with what comes next on it.
+func (c *clientConn) loop(h *http1Conn, host string, handle func(*exchange)) (next func()) {
 	var x *exchange
 	ctx := httptrace.WithClientTrace(c.ctx, &httptrace.ClientTrace{
 		Got1xxResponse: func(code int, fields textproto.MIMEHeader) error { return x.got1xx(code, fields) },
 	})
 	for c.idle() {
 		if h.await() != nil || !c.state.CompareAndSwap(connIdle, connBusy) {
-			return
+			return nil
 		}
 		r, err := h.read()
 		if err != nil {
 			c.refuseHead(h, host, err)
-			return
+			return nil
 		}
 		x = c.newExchange(r.WithContext(ctx), host)
 		x.body = h.body(r, x.r)
@@ -64,14 +71,26 @@ func (c *clientConn) loop(h *http1Conn, host string, handle func(*exchange)) {
 		h.beginWatch(x.body, c.cancel)
 		handle(x)
 		h.endWatch()
-		if x.broken {
-			return
-		}
-		if !h.finish(x.r, x.body) || answer.close {
+		switch {
+		case x.next != nil:
+			return x.next
+		case x.broken:
+			c.reset()
+			return nil
+		case !h.finish(x.r, x.body), answer.close:
 			h.linger()
-			return
+			return nil
 		}
 	}
+	return nil
+}
+
+// reset closes the connection so that nobody takes what was sent for whole: without TLS's close_notify, and with RST.
+func (c *clientConn) reset() {
+	if s, ok := socket(c.conn); ok {
+		s.SetLinger(0)
+	}
+	c.conn.Close()
 }
 
 // idle makes the connection one that a drain may close; false when it is over.

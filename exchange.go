@@ -32,7 +32,8 @@ type exchange struct {
 	shape    string // of refusals: rule.errorShape
 	injected bool
 	audited  bool
-	broken   bool // the answer did not arrive whole: the client must not take it for whole
+	broken   bool   // the answer did not arrive whole: the client must not take it for whole
+	next     func() // what the connection is used for after a CONNECT
 	// upgraded gives the client's connection as a stream once an upgrade is agreed on; nil where there are no upgrades.
 	upgraded func() stream
 }
@@ -69,7 +70,7 @@ func (x *exchange) send(up *upstream) {
 // refuse answers with f.
 func (x *exchange) refuse(f *refusal) {
 	x.event.decision, x.event.err = f.decision, f.cause
-	if f.cause == errClientLeft.Error() {
+	if f.code == 0 {
 		x.broken = true
 		x.audit()
 		return
@@ -153,7 +154,7 @@ func (x *exchange) upgrade(res *http.Response, protocol string) {
 	x.opened()
 	x.event.code = res.StatusCode
 	x.reply.begin(res)
-	x.broken = true // the connection ends with the WebSocket
+	x.broken = true // there is no next request
 	if x.reply.flush() == nil {
 		x.event.in, x.event.out = relay(x.c.p.ctx, x.upgraded(), upstream)
 	}

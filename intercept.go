@@ -56,29 +56,33 @@ type intercepted struct {
 	otherSNI bool      // the handshake named another host
 }
 
-// serve answers 200 to the CONNECT x, ends TLS and serves the requests inside. The CONNECT itself leaves a line only where
-// nothing comes of it.
-func (i *interceptor) serve(c *clientConn, h *http1Conn, x *exchange, a authority) {
+// accept answers 200 to the CONNECT x; TLS comes next. The CONNECT itself leaves a line only where nothing comes of it.
+func (i *interceptor) accept(c *clientConn, h *http1Conn, x *exchange, a authority) {
 	leaf, f := i.leaf(c, a)
 	if f != nil {
 		h.refuseConnect(x, f)
 		return
 	}
-	conn, err := h.established(c.conn)
+	early, err := h.established(c.conn)
 	if err != nil {
 		x.event.decision = decisionFailed
 		x.lost(errClientLeft.Error())
 		return
 	}
-	tc := tls.Server(&interceptConn{conn, leaf}, i.tls)
+	conn := &interceptConn{&prefixedConn{Conn: c.conn, early: early}, leaf}
+	x.next = func() { i.serve(c, conn, x, a) }
+}
+
+// serve ends TLS and serves the requests inside.
+func (i *interceptor) serve(c *clientConn, conn *interceptConn, x *exchange, a authority) {
+	tc := tls.Server(conn, i.tls)
 	ctx, cancel := context.WithTimeout(c.ctx, headWait)
-	err = tc.HandshakeContext(ctx)
+	err := tc.HandshakeContext(ctx)
 	cancel()
 	if err != nil {
 		i.refuseHandshake(x, conn, err)
 		return
 	}
-	x.audited = true
 	state := tc.ConnectionState()
 	s := &intercepted{i: i, c: c, a: a, host: hostField(a, 443)}
 	s.otherSNI = state.ServerName != "" && !strings.EqualFold(state.ServerName, a.host)

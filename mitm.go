@@ -238,80 +238,75 @@ func hostField(a authority, port uint16) string {
 
 // handleConnect tunnels, intercepts or refuses a CONNECT (RFC 9110 §9.3.6).
 func (c *clientConn) handleConnect(h *http1Conn, x *exchange) {
-	x.broken = true
-	h.endWatch()
 	a, err := parseAuthority(x.r.RequestURI, 443)
 	if err != nil {
-		x.event.host, x.event.path = "", ""
+		x.event.path = ""
 		h.refuseConnect(x, denied(http.StatusBadRequest, "malformed authority", "CONNECT takes HOST:PORT"))
 		return
 	}
 	x.event.host, x.event.path = hostField(a, 443), ""
 	n := c.p.policy.Load()
 	d := n.rules.connect(a)
-	if d.rule != nil {
-		x.event.service = d.rule.service
-	}
 	switch d.action {
 	case actionIntercept:
-		c.p.intercept.serve(c, h, x, a)
+		x.event.service = d.rule.service
+		c.p.intercept.accept(c, h, x, a)
 	case actionTunnel:
-		x.event.service = ""
 		c.tunnel(h, x, n, a)
 	default:
 		h.refuseConnect(x, x.policyRefusal(d))
 	}
 }
 
-// tunnel relays bytes between the client and a. The upstream is dialed before the client is told 200.
+// tunnel opens a tunnel to a: the upstream is dialed before the client is told 200.
 func (c *clientConn) tunnel(h *http1Conn, x *exchange, n *policy, a authority) {
-	h.beginWatch(x.body, c.cancel)
 	conn, err := n.dialer.dial(c.ctx, a)
-	h.endWatch()
 	if err != nil {
 		h.refuseConnect(x, upstreamRefusal(a.host, err))
 		return
 	}
 	x.event.decision, x.event.code = decisionTunneled, http.StatusOK
 	x.opened()
-	client, err := h.established(c.conn)
+	x.next = func() { c.relayTunnel(x, conn) }
+	early, err := h.established(c.conn)
+	if err == nil && len(early) > 0 {
+		var n int
+		n, err = conn.Write(early)
+		x.event.in = int64(n)
+	}
 	if err != nil {
-		conn.Close()
-		x.lost(errClientLeft.Error())
-		return
+		c.conn.Close() // the relay ends at once, and says so
 	}
-	if len(client.early) > 0 {
-		n, err := conn.Write(client.early)
-		x.event.in += int64(n)
-		if err != nil {
-			conn.Close()
-			x.lost("upstream: connection lost")
-			return
-		}
-	}
+}
+
+// relayTunnel relays bytes between the client and conn until both are done.
+func (c *clientConn) relayTunnel(x *exchange, conn net.Conn) {
 	in, out := relay(c.p.ctx, c.conn, conn)
 	x.event.in += in
-	x.event.out += out
+	x.event.out = out
 	x.audit()
 }
 
-// established answers 200 to a CONNECT and gives the connection with what the client sent early.
-func (h *http1Conn) established(conn net.Conn) (*prefixedConn, error) {
+// established answers 200 to a CONNECT and gives what the client sent early.
+func (h *http1Conn) established(conn net.Conn) (early []byte, err error) {
+	h.endWatch()
 	conn.SetDeadline(time.Time{})
-	early, _ := h.br.Peek(h.br.Buffered())
-	_, err := io.WriteString(conn, "HTTP/1.1 200 Connection established\r\n\r\n")
-	return &prefixedConn{Conn: conn, early: early}, err
+	early, _ = h.br.Peek(h.br.Buffered())
+	_, err = io.WriteString(conn, "HTTP/1.1 200 Connection established\r\n\r\n")
+	return early, err
 }
 
 // refuseConnect answers a CONNECT with f. The text stands in the status line too: many clients show nothing else.
 func (h *http1Conn) refuseConnect(x *exchange, f *refusal) {
-	x.event.decision, x.event.err, x.event.code = f.decision, f.cause, f.code
+	if f.code == 0 {
+		x.refuse(f)
+		return
+	}
+	x.event.decision, x.event.err = f.decision, f.cause
 	res := f.response(x.r, "git", x.event.id)
 	res.Status = strconv.Itoa(f.code) + " " + f.text
 	x.reply.(*reply1).close = true
 	x.answer(res)
-	x.broken = true
-	h.linger()
 }
 
 // policyRefusal is the refusal that d calls for, nil where it lets the request pass.

@@ -13,7 +13,7 @@ import (
 // refusal is an answer that muxproxy gives itself: a request or CONNECT refused by policy, or one whose upstream failed.
 // Its text is made for the agent in the container, holds nothing that an upstream said, and tells what to do next.
 type refusal struct {
-	code     int    // 400, 403, 421, 429, 502, 504
+	code     int    // 400, 403, 421, 429, 502, 504; 0: nobody is left to answer to
 	text     string // "muxproxy: refuses TRACE where it would add a credential"
 	decision string // decisionDenied or decisionFailed
 	cause    string // for the audit log: kind and rule
@@ -44,8 +44,10 @@ func upstreamRefusal(host string, err error) *refusal {
 		return denied(http.StatusForbidden, "address guard: "+guarded.why, guarded.Error())
 	case errors.Is(err, errDockerHost):
 		return denied(http.StatusForbidden, "docker_host", strconv.Quote(host)+" is "+errDockerHost.Error())
-	case errors.Is(err, errClientContent), errors.Is(err, context.Canceled):
-		return failed(http.StatusBadGateway, errClientLeft.Error(), "the request broke off")
+	case errors.Is(err, context.Canceled):
+		return failed(0, errClientLeft.Error(), "")
+	case errors.Is(err, errClientContent):
+		return failed(0, errClientContent.Error(), "")
 	case errors.As(err, &dns) && dns.IsNotFound:
 		return failed(http.StatusBadGateway, "dns: no such host", "the name "+strconv.Quote(host)+" does not resolve: check its spelling")
 	case errors.As(err, &timeout) && timeout.Timeout():
