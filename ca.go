@@ -192,9 +192,6 @@ func (ca *certAuthority) update(old issuers, hosts []string) (added []string, er
 	}
 	ca.mu.Lock()
 	defer ca.mu.Unlock()
-	if !slices.Equal(ca.issuers, next) {
-		ca.leaves.clear()
-	}
 	ca.issuers, ca.rootsPEM = next, roots
 	return added, nil
 }
@@ -313,11 +310,11 @@ func newIssuer(hosts []string, unconstrained bool, now time.Time) (*issuer, erro
 		return nil, fmt.Errorf("make intermediate: %w", err)
 	}
 	i := &issuer{root: root, intermediate: intermediate, key: key}
-	// CreateCertificate emits no constraints for an empty list, so what came out is judged, not what went in.
-	if i.unconstrained() != unconstrained {
-		return nil, errors.New("make intermediate: it does not have the constraints that were asked for")
+	// CreateCertificate emits no names for an empty list, so what came out is judged, not what went in.
+	if err := i.check(); err != nil {
+		return nil, fmt.Errorf("make intermediate: %w", err)
 	}
-	return i, i.check()
+	return i, nil
 }
 
 // sign has the intermediate's key sign a leaf for pub. What x509.CreateCertificate signs may violate the constraints:

@@ -450,9 +450,12 @@ func TestNewHostGetsAFurtherIssuerAndOldClientsGoOn(t *testing.T) {
 	if added, err := ca.cover(o.hosts); err != nil || len(added) != 0 || len(ca.issuers) != 2 {
 		t.Errorf("cover of what is covered: %q, %v", added, err)
 	}
+	if added, err := ca.cover([]string{"evil-api.github.com"}); err != nil || len(added) != 1 || len(ca.issuers) != 3 {
+		t.Errorf("cover of a name that ends like a covered one: %q, %v", added, err)
+	}
 	o.hosts = append(o.hosts, "third.example")
 	again, notices := mustOpenCA(t, o)
-	if len(again.issuers) != 3 || len(notices) != 1 || !strings.Contains(notices[0], `"third.example": processes started before cannot`) {
+	if len(again.issuers) != 4 || len(notices) != 1 || !strings.Contains(notices[0], `"third.example": processes started before cannot`) {
 		t.Errorf("start with another host: %d issuers, notices %q", len(again.issuers), notices)
 	}
 }
@@ -505,6 +508,11 @@ func TestSuccessorComesThirtyDaysBeforeTheEnd(t *testing.T) {
 	}
 	if err := verifyLeaf(c.Certificate, both, "localhost", clock.now()); err != nil {
 		t.Error(err)
+	}
+	beside := o
+	beside.readOnly = true
+	if view, _ := mustOpenCA(t, beside); bytes.Contains(view.roots(), certificatePEM(first.root.Raw)) {
+		t.Error("another command hands out the ended root")
 	}
 	again, notices := mustOpenCA(t, o)
 	if len(again.issuers) != 1 || len(onDisk(t, o)) != 1 || len(notices) != 1 || !strings.Contains(notices[0], "ended on") {
@@ -637,7 +645,7 @@ func TestUnusableKeyFilesAreMadeAnewWithANotice(t *testing.T) {
 			tt.spoil(t, path, ca.issuers)
 			readOnly := o
 			readOnly.readOnly, readOnly.pid = true, 4711
-			if _, _, err := openCA(readOnly); !errors.Is(err, errCAReadOnly) || !strings.Contains(err.Error(), "kill -HUP 4711") {
+			if _, _, err := openCA(readOnly); !errors.Is(err, errCAReadOnly) || !strings.Contains(err.Error(), "kill -HUP 4711") || !strings.Contains(err.Error(), "unusable") {
 				t.Errorf("beside a daemon: %v", err)
 			}
 			again, notices := mustOpenCA(t, o)
@@ -831,7 +839,10 @@ func TestDaemonHealsItsFiles(t *testing.T) {
 	if err := os.Remove(key); err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(pemPath, append(ca.roots(), "longer than before"...), 0o600); err != nil {
+	if err := os.WriteFile(pemPath, append(bytes.Clone(ca.roots()), "longer than before"...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(pemPath, 0o600); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := ca.cover(o.hosts); err != nil {
@@ -839,6 +850,40 @@ func TestDaemonHealsItsFiles(t *testing.T) {
 	}
 	if !bytes.Equal(want, readTestFile(t, key)) || !bytes.Equal(ca.roots(), readTestFile(t, pemPath)) {
 		t.Error("the files are not as before")
+	}
+	if info, err := os.Stat(pemPath); err != nil || info.Mode() != 0o644 {
+		t.Errorf("proxy-ca.pem has mode %v: containers run as any user", info.Mode())
+	}
+}
+
+func TestIssuerOfTheFutureIsKeptButDoesNotSign(t *testing.T) {
+	clock := newFakeClock()
+	o := testCAOptions(t, clock)
+	first, _ := mustOpenCA(t, o)
+	clock.advance(-48 * time.Hour)
+	ca, _ := mustOpenCA(t, o)
+	if len(ca.issuers) != 2 || !bytes.HasPrefix(ca.roots(), first.roots()) {
+		t.Fatalf("%d issuers", len(ca.issuers))
+	}
+	if c := mustLeaf(t, ca, "localhost"); !bytes.Equal(c.Certificate[1], ca.issuers[1].intermediate.Raw) {
+		t.Error("the issuer of the future signs")
+	}
+}
+
+// ownedInfo is the status of a file that belongs to uid.
+type ownedInfo struct {
+	fs.FileInfo
+	uid uint32
+}
+
+func (i ownedInfo) Sys() any { return &syscall.Stat_t{Uid: i.uid} }
+
+func TestKeyFileOfAnotherUserIsNotOurs(t *testing.T) {
+	me := uint32(os.Geteuid())
+	for uid, want := range map[uint32]bool{0: true, me: true, me + 1: false} {
+		if got := ownedByUs(ownedInfo{uid: uid}); got != want {
+			t.Errorf("uid %d: %v, want %v", uid, got, want)
+		}
 	}
 }
 
@@ -1040,6 +1085,14 @@ func TestConcurrentRequestsMintOnceWhileHostsAreAdded(t *testing.T) {
 			t.Fatal("one host was minted more than once")
 		}
 	}
+	now := o.now()
+	late, err := ca.newLeaf("localhost", now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if later, err := ca.newLeaf("localhost", now); err != nil || later != late {
+		t.Errorf("who comes second to make a leaf makes another: %v", err)
+	}
 	for n := range 8 {
 		wg.Go(func() {
 			for range 20 {
@@ -1077,6 +1130,21 @@ func TestLeafIsMintedAgainInItsLastDay(t *testing.T) {
 	second := mustLeaf(t, ca, "localhost")
 	if second == first || !second.Leaf.NotAfter.After(first.Leaf.NotAfter) || mustLeaf(t, ca, "localhost") != second {
 		t.Error("not minted again, or each time")
+	}
+}
+
+func TestShortLeafIsCachedToo(t *testing.T) {
+	clock := newFakeClock()
+	ca, _ := mustOpenCA(t, testCAOptions(t, clock))
+	clock.advance(ca.issuers[0].end().Sub(clock.now()) - time.Hour)
+	first := mustLeaf(t, ca, "localhost")
+	clock.advance(39 * time.Minute)
+	if mustLeaf(t, ca, "localhost") != first {
+		t.Error("minted again with more than a third of its life left")
+	}
+	clock.advance(2 * time.Minute)
+	if mustLeaf(t, ca, "localhost") == first {
+		t.Error("not minted again with less than a third left")
 	}
 }
 
@@ -1153,7 +1221,7 @@ func BenchmarkLeafMint(b *testing.B) {
 	ca, _ := mustOpenCA(b, testCAOptions(b, newFakeClock()))
 	b.ReportAllocs()
 	for b.Loop() {
-		ca.leaves.clear()
+		clear(ca.leaves.byHost)
 		if _, err := ca.leaf("api.github.com"); err != nil {
 			b.Fatal(err)
 		}

@@ -16,7 +16,8 @@ const (
 	maxLeaves    = 1024
 )
 
-// leafCache holds the leaves that were minted, at most maxLeaves. The zero value is an empty cache. All methods but
+// leafCache holds the leaves that were minted, at most maxLeaves. Since a leaf ends with its issuer at the latest, none
+// outlives an issuer that was dropped, and it needs no look at the issuers. The zero value is an empty cache. All methods but
 // find need certAuthority.mu held for writing; find needs it held for reading.
 type leafCache struct {
 	byHost map[string]*leaf
@@ -69,8 +70,6 @@ func (c *leafCache) forget(host string, l *leaf) {
 		delete(c.byHost, host)
 	}
 }
-
-func (c *leafCache) clear() { clear(c.byHost) }
 
 // cached reports whether leaf would find host in its cache, so that a caller may bound the mints of a client.
 func (ca *certAuthority) cached(host string) bool {
