@@ -117,14 +117,14 @@ func TestGuardCheck(t *testing.T) {
 		{"own ports stay closed on translated loopback", []string{"::/0"}, "[::ffff:0:127.0.0.1]:18080", "muxproxy itself"},
 		{"own ports stay closed through NAT64", []string{"::/0"}, "[64:ff9b::198.41.0.4]:18080", "muxproxy itself"},
 		{"own ports stay closed through local-use NAT64 /96", []string{"::/0"}, "[64:ff9b:1::127.0.0.1]:18080", "muxproxy itself"},
-		{"own ports stay closed through local-use NAT64 /48", []string{"::/0"}, "[64:ff9b:1:7f00:0:100:abcd:1]:18080", "muxproxy itself"},
-		{"own ports stay closed through local-use NAT64 /56", []string{"::/0"}, "[64:ff9b:1:a7f:0:1:abcd:1]:18080", "muxproxy itself"},
-		{"own ports stay closed through local-use NAT64 /64", []string{"::/0"}, "[64:ff9b:1:abcd:7f:0:100:0]:18080", "muxproxy itself"},
+		{"own ports stay closed through local-use NAT64 /48", []string{"::/0"}, "[64:ff9b:1:c629:0:400:abcd:1]:18080", "muxproxy itself"},
+		{"own ports stay closed through local-use NAT64 /56", []string{"::/0"}, "[64:ff9b:1:ac6:29:4:abcd:1]:18080", "muxproxy itself"},
+		{"own ports stay closed through local-use NAT64 /64", []string{"::/0"}, "[64:ff9b:1:abcd:c6:2900:400:0]:18080", "muxproxy itself"},
 		{"own ports stay closed through 6to4", []string{"::/0"}, "[2002:7f00:1::1]:18080", "muxproxy itself"},
 		{"own ports stay closed through a Teredo server", []string{"::/0"}, "[2001:0:7f00:1::]:18080", "muxproxy itself"},
 		{"own ports stay closed through a Teredo client", []string{"::/0"}, "[2001:0:808:808:0:0:80ff:fffe]:18080", "muxproxy itself"},
 		{"own ports stay closed through ISATAP", []string{"::/0"}, "[2600::5efe:127.0.0.1]:18080", "muxproxy itself"},
-		{"own ports stay closed with a zone", []string{"::/0"}, "[::1%lo]:18080", "muxproxy itself"},
+		{"own ports stay closed with a zone", []string{"::/0"}, "[2600::4%eth0]:18080", "muxproxy itself"},
 		{"own port numbers of others are open", nil, "8.8.8.8:18080", ""},
 	}
 	for _, tt := range tests {

@@ -278,21 +278,20 @@ func (l *listeners) admit(conn net.Conn) net.Conn {
 	tcp := conn.(*net.TCPConn)
 	addr := tcp.RemoteAddr().(*net.TCPAddr).AddrPort().Addr().Unmap()
 	if !l.config.accepts(addr) {
-		tcp.Close()
-		l.refuse(addr, "its address is not in client_networks, nor this host's or a container bridge's")
+		l.refuse(tcp, addr, "its address is not in client_networks, nor this host's or a container bridge's")
 		return nil
 	}
 	if !l.config.clients.connect(addr) {
-		tcp.Close()
-		l.refuse(addr, "it has too many connections")
+		l.refuse(tcp, addr, "it has too many connections")
 		return nil
 	}
 	return &acceptedConn{TCPConn: tcp, release: sync.OnceFunc(func() { l.config.clients.disconnect(addr) })}
 }
 
-// refuse tells that a connection was closed unread: each at debug, and the first of a minute as a warning, with how many
+// refuse closes a connection unread and tells it: each at debug, and the first of a minute as a warning, with how many
 // there were since the last one.
-func (l *listeners) refuse(addr netip.Addr, why string) {
+func (l *listeners) refuse(conn net.Conn, addr netip.Addr, why string) {
+	defer conn.Close()
 	l.config.log.Debug("client refused: "+why, "client", addr.String())
 	l.mu.Lock()
 	defer l.mu.Unlock()

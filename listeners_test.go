@@ -419,7 +419,7 @@ func TestBindListIsBoundExactly(t *testing.T) {
 
 func TestAcceptBacksOffWhenDescriptorsRunOut(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		_, host, log := startFake(t, noBridges())
+		l, host, log := startFake(t, noBridges())
 		start := time.Now()
 		for range 12 {
 			host.listener("127.0.0.1").errs <- &net.OpError{Op: "accept", Err: syscall.EMFILE}
@@ -431,6 +431,11 @@ func TestAcceptBacksOffWhenDescriptorsRunOut(t *testing.T) {
 		}
 		if n := log.count("accept fails"); n != 1 {
 			t.Errorf("%d warnings, want 1", n)
+		}
+		start = time.Now()
+		l.Close()
+		if d := time.Since(start); d != 0 {
+			t.Errorf("Close waits %v for a pause", d)
 		}
 	})
 }

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"net/netip"
 	"os"
@@ -129,17 +128,4 @@ func FuzzParseNetworks(f *testing.F) {
 			}
 		}
 	})
-}
-
-func TestWatchTellsTheFirstSnapshotAndEndsWithItsContext(t *testing.T) {
-	ctx, cancel := context.WithCancel(t.Context())
-	seen, ended := make(chan *networks, 1), make(chan error, 1)
-	go func() { ended <- watchNetworks(ctx, func(n *networks) { seen <- n }) }()
-	if n := <-seen; !n.own[netip.MustParseAddr("127.0.0.1")] {
-		t.Errorf("the first snapshot lacks 127.0.0.1: %v", n)
-	}
-	cancel()
-	if err := <-ended; err != nil {
-		t.Errorf("watchNetworks = %v, want nil", err)
-	}
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"net/netip"
 	"testing"
 )
@@ -111,5 +112,18 @@ func TestSnapshotOfThisHostKnowsLoopback(t *testing.T) {
 	}
 	if loopback := netip.MustParseAddr("127.0.0.1"); !n.own[loopback] || !n.accepts(loopback, nil) {
 		t.Errorf("127.0.0.1 is not in %v", n.own)
+	}
+}
+
+func TestWatchTellsTheFirstSnapshotAndEndsWithItsContext(t *testing.T) {
+	ctx, cancel := context.WithCancel(t.Context())
+	seen, ended := make(chan *networks, 1), make(chan error, 1)
+	go func() { ended <- watchNetworks(ctx, func(n *networks) { seen <- n }) }()
+	if n := <-seen; !n.own[netip.MustParseAddr("127.0.0.1")] {
+		t.Errorf("the first snapshot lacks 127.0.0.1: %v", n)
+	}
+	cancel()
+	if err := <-ended; err != nil {
+		t.Errorf("watchNetworks = %v, want nil", err)
 	}
 }
