@@ -24,6 +24,7 @@ const (
 	decisionFailed    = "failed"
 )
 
+// errAuditClosed is what ready tells where a line came after close: a fault of the caller that must not use a credential.
 var errAuditClosed = errors.New("closed")
 
 // event is one audit line: a request or an RPC that has ended, or with open set the opening line of a tunnel, an
@@ -136,7 +137,7 @@ func (l *auditLog) reopen(c auditConfig) error {
 	config, file := l.config, l.file
 	l.config = c
 	if err := l.open(); err != nil {
-		l.config, l.file = config, file
+		l.config = config
 		return err
 	}
 	if file != nil {
@@ -209,7 +210,7 @@ func (l *auditLog) retry() error {
 	return nil
 }
 
-// open opens the configured file; a tail that a crash tore becomes the last of the pending lines. mu is held.
+// open puts the configured file, opened, in place of l.file, which is left as it is on error; a tail that a crash tore becomes the last of the pending lines. mu is held.
 func (l *auditLog) open() error {
 	file, torn, err := openAuditFile(l.config.path)
 	if err != nil {

@@ -31,6 +31,7 @@ func openAuditFile(path string) (a *auditFile, torn string, err error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, "", fmt.Errorf("open audit log %q: %w", path, err)
 	}
+	// Neither a pipe without a reader nor a terminal may hold up the start: judge refuses the one and takes the other.
 	const flags = os.O_RDWR | os.O_CREATE | os.O_APPEND | syscall.O_NOFOLLOW | syscall.O_NONBLOCK | syscall.O_NOCTTY
 	file, err := os.OpenFile(path, flags, 0o600)
 	if errors.Is(err, syscall.ELOOP) {
@@ -73,7 +74,7 @@ func (a *auditFile) takeTorn() (string, error) {
 		return "", err
 	}
 	if a.size-start > maxTorn {
-		return "", a.append([]byte("\n"))
+		return "", a.append([]byte("\n")) // no line of ours: perhaps the path is that of another file
 	}
 	torn := make([]byte, a.size-start)
 	if _, err := a.file.ReadAt(torn, start); err != nil {
@@ -121,6 +122,7 @@ func (a *auditFile) append(line []byte) error {
 	return err
 }
 
+// close gives the descriptor back. Lines are in the kernel's hands since their write: a kill loses none, a power cut may.
 func (a *auditFile) close() error { return a.file.Close() }
 
 // rotateFiles renames path to path.1, path.1 to path.2 and so on, so that keep of them are left; with keep 0 it is

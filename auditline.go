@@ -31,6 +31,7 @@ func appendEvent(b []byte, e *event, now time.Time) []byte {
 	b = append(b, `,"auth_injected":`...)
 	b = strconv.AppendBool(b, e.injected)
 	b = appendText(b, `,"decision":`, e.decision)
+	// An opening line is written before the answer has ended well or not: it claims no code.
 	code := e.code
 	if e.open {
 		code = 0
@@ -82,6 +83,7 @@ func appendOwn(b []byte, e *event) []byte {
 	return b
 }
 
+// appendNumber appends name as it is (`,"bytes_in":`) and n.
 func appendNumber(b []byte, name string, n int64) []byte {
 	return strconv.AppendInt(append(b, name...), n, 10)
 }
@@ -146,9 +148,9 @@ func appendHex(b []byte, r rune, digits int) []byte {
 func loggedPath(target string) string {
 	scheme, rest, absolute := strings.Cut(target, "://")
 	switch {
-	case strings.HasPrefix(target, "/"):
+	case strings.HasPrefix(target, "/"): // origin-form: what looks like a URL in it is data
 	case !absolute || strings.ContainsAny(scheme, "/?@"):
-		target = loggedHost(target)
+		target = loggedHost(target) // authority-form, "*", or nothing valid
 	default:
 		host := strings.IndexAny(rest, "/?")
 		if host < 0 {

@@ -27,8 +27,10 @@ var errNoCredential = errors.New("no credential")
 // an address. Only reveal gives the value, and only credential.set calls it.
 type secret struct{ p *string }
 
+// newSecret wraps value, which the caller then forgets.
 func newSecret(value string) secret { return secret{p: &value} }
 
+// String and the three methods below are what fmt, slog and the text encoders ask for; JSON and TOML go by MarshalText.
 func (s secret) String() string               { return redacted }
 func (s secret) GoString() string             { return redacted }
 func (s secret) LogValue() slog.Value         { return slog.StringValue(redacted) }
@@ -126,6 +128,7 @@ type origin struct {
 	err   error
 }
 
+// find gives the credential as it is now; errNoCredential where the source has none and had none in this run.
 func (o *origin) find() (*credential, error) {
 	if o.file == nil {
 		return o.cred, o.err
@@ -218,15 +221,19 @@ func envCredential(s source, name, prefix, value string) (*credential, error) {
 	return cred, nil
 }
 
+// envError names the variable and the way out: the environment of a process does not change, so a restart is needed.
 func envError(name string, cause error) error {
 	return fmt.Errorf("load secret %q of the environment: %w: correct or unset it and restart muxproxy", name, cause)
 }
 
+// halfPair is the error of a pair of variables of which one is set: the other one may be mistyped.
 func halfPair(set, unset string) error {
 	return fmt.Errorf("load secret %q of the environment: %s is not set: set both or neither and restart muxproxy", set, unset)
 }
 
-// fileOrigin gives the file of a source. Sources with one file share one secretFile, and so what it has seen.
+// fileOrigin gives the file of a source: an absolute path, or a name inside secretsDir. Sources with one file (both rules
+// of github) share one secretFile, and so what it has seen. What is remembered over a reload is remembered by the name
+// as the rule gives it, so that another secretsDir does not make a lost credential one that never was.
 func (c *credentials) fileOrigin(s source, secretsDir string, files map[string]*secretFile) *origin {
 	path, top := s.file, filepath.Dir(s.file)
 	if !filepath.IsAbs(s.file) {
@@ -290,6 +297,7 @@ func (c *credentials) status() []credentialStatus {
 	return all
 }
 
+// statusOf asks the sources of r as find does, and tells which one answered.
 func (c *credentials) statusOf(r *rule) credentialStatus {
 	for i, o := range c.origins[r] {
 		_, err := o.find()

@@ -49,7 +49,7 @@ func (r *refusals) admit(e *event) bool {
 		r.opened[e.id] = true
 		return true
 	}
-	if r.opened[e.id] {
+	if r.opened[e.id] { // a crash and a refusal must not look the same
 		delete(r.opened, e.id)
 		return true
 	}
@@ -68,6 +68,7 @@ func (r *refusals) admit(e *event) bool {
 
 // count gives the count of e's client in the present second, and starts one where there is none. mu is held.
 func (r *refusals) count(e *event) *refusalCount {
+	// The zero address stands for clients beyond the bound, and for what is no address.
 	port, _ := netip.ParseAddrPort(e.client)
 	addr := port.Addr().Unmap()
 	if count := r.clients[addr]; count != nil {

@@ -125,7 +125,7 @@ func (f *secretFile) load(id fileID) (string, fileID, error) {
 		return "", id, err
 	}
 	defer file.Close()
-	for range 3 {
+	for range 3 { // a writer that rewrites in place is done soon
 		if id, err = f.judge(file); err != nil {
 			return "", id, err
 		}
@@ -301,6 +301,7 @@ func fstatID(file *os.File) (fileID, error) {
 	return newFileID(info.Sys().(*syscall.Stat_t)), nil
 }
 
+// newFileID takes from st what changes with the file, and not the access time, which a reading changes.
 func newFileID(st *syscall.Stat_t) fileID {
 	mtime, ctime := stamps(st)
 	return fileID{
