@@ -23,7 +23,8 @@ type upstreamConn struct {
 	u    *upstream
 	key  upstreamKey
 	conn net.Conn
-	raw  syscall.RawConn // the socket below conn; nil where there is none to look at
+	sock net.Conn        // the socket below conn
+	raw  syscall.RawConn // its descriptor; nil where there is none to look at
 	via  *url.URL        // the upstream proxy that wants absolute-form, or nil
 	lim  limitedReader
 	br   *bufio.Reader
@@ -37,11 +38,15 @@ func newUpstreamConn(u *upstream, key upstreamKey, conn net.Conn, via *url.URL) 
 	c := &upstreamConn{u: u, key: key, conn: conn, via: via, lim: limitedReader{conn: conn}}
 	c.br = bufio.NewReader(&c.lim)
 	c.bw = bufio.NewWriter(conn)
-	under := conn
-	if t, ok := conn.(interface{ NetConn() net.Conn }); ok {
-		under = t.NetConn()
+	c.sock = conn
+	for {
+		below, ok := c.sock.(interface{ NetConn() net.Conn })
+		if !ok {
+			break
+		}
+		c.sock = below.NetConn()
 	}
-	if s, ok := under.(syscall.Conn); ok {
+	if s, ok := c.sock.(syscall.Conn); ok {
 		c.raw, _ = s.SyscallConn()
 	}
 	return c
@@ -105,8 +110,9 @@ func (b *upstreamBody) cause(err error) error {
 	return err
 }
 
-// abort makes every read and write on the connection fail.
-func (c *upstreamConn) abort() { c.conn.SetDeadline(time.Unix(1, 0)) }
+// abort makes every read and write on the connection fail. It closes the socket, since a deadline could be overwritten by
+// the one that readHead sets, and since closing a TLS connection may wait for a writer.
+func (c *upstreamConn) abort() { c.sock.Close() }
 
 // readHead reads the answer's head; 1xx but 101 go to httptrace's Got1xxResponse.
 func (c *upstreamConn) readHead(r *http.Request) (*http.Response, error) {
@@ -344,7 +350,7 @@ func (b *upstreamBody) sentAll() bool {
 // abandon closes the connection, cuts the sender off and waits for it.
 func (b *upstreamBody) abandon() {
 	b.stop()
-	b.c.conn.Close()
+	b.c.abort()
 	if b.r.Body != nil {
 		b.r.Body.Close()
 	}
