@@ -46,6 +46,15 @@ func (a authority) isIP() bool {
 // RFC 6943 §3.1.1 warns of ("127.1", "0177.0.0.1", "0x7f.1", "2130706433"). An IPv4-mapped IPv6 address is taken as
 // the IPv4 address it stands for. The error wraps errAuthority; it shows s without its userinfo.
 func parseAuthority(s string, port uint16) (authority, error) {
+	a, err := readAuthority(s, port)
+	if err != nil {
+		return authority{}, fmt.Errorf("%w %q: %w", errAuthority, shownAuthority(s), err)
+	}
+	return a, nil
+}
+
+// readAuthority is parseAuthority with the bare cause as its error, for those who name the text themselves.
+func readAuthority(s string, port uint16) (authority, error) {
 	host, portText, err := splitAuthority(s)
 	if err == nil && portText != "" {
 		port, err = parsePort(portText[1:])
@@ -57,7 +66,7 @@ func parseAuthority(s string, port uint16) (authority, error) {
 		host, err = canonicalHost(host)
 	}
 	if err != nil {
-		return authority{}, fmt.Errorf("%w %q: %w", errAuthority, shownAuthority(s), err)
+		return authority{}, err
 	}
 	return authority{host: host, port: port}, nil
 }

@@ -103,6 +103,9 @@ func (r *rule) String() string {
 // String gives the pattern as the config file has it: "api.github.com", "*.example.com:8443".
 func (p hostPattern) String() string {
 	text := p.host
+	if strings.Contains(text, ":") {
+		text = "[" + text + "]"
+	}
 	if p.wildcard {
 		text = "*." + text
 	}
