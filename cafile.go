@@ -72,6 +72,7 @@ func (f caFiles) load() (issuers, error) {
 // readKeys gives the key file's text. The file is judged on the opened descriptor: a key that others could read or
 // that another user wrote is no longer ours alone.
 func (f caFiles) readKeys() ([]byte, error) {
+	// A pipe in its place must not block the start.
 	file, err := os.OpenFile(f.keyPath(), os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
@@ -126,6 +127,7 @@ func parseIssuers(text []byte) (list issuers, err error) {
 	return list, nil
 }
 
+// nextCertificate takes one CERTIFICATE block from the front of text and gives what follows it.
 func nextCertificate(text []byte) (*x509.Certificate, []byte, error) {
 	block, rest := pem.Decode(text)
 	if block == nil || block.Type != "CERTIFICATE" {
@@ -135,7 +137,7 @@ func nextCertificate(text []byte) (*x509.Certificate, []byte, error) {
 	return c, rest, err
 }
 
-// nextKey drops the parser's error, which could quote the key.
+// nextKey takes one PRIVATE KEY block (PKCS #8, RFC 5958) from the front of text and gives what follows it. It drops the parser's error, which could quote the key.
 func nextKey(text []byte) (*ecdsa.PrivateKey, []byte, error) {
 	block, rest := pem.Decode(text)
 	if block == nil || block.Type != "PRIVATE KEY" {
@@ -179,6 +181,8 @@ func (f caFiles) writeKeys(list issuers) error {
 	return nil
 }
 
+// replaceKeys writes beside the key file, syncs, renames, and syncs the directory, or a power cut could undo the rename
+// after proxy-ca.pem was written.
 func (f caFiles) replaceKeys(text []byte) error {
 	// Without O_EXCL the file of a crash would keep its owner and mode.
 	if err := removeFile(f.tempPath()); err != nil {

@@ -99,13 +99,15 @@ func isPlainCA(c *x509.Certificate) bool {
 	return ok && key.Curve == elliptic.P256() && c.BasicConstraintsValid && c.IsCA && c.KeyUsage == x509.KeyUsageCertSign
 }
 
-// constrains tells whether c has any name constraint.
+// constrains tells whether c has any name constraint of a kind that crypto/x509 reads; it refuses critical ones of
+// other kinds when a chain is verified.
 func constrains(c *x509.Certificate) bool {
 	return c.PermittedDNSDomainsCritical || len(c.PermittedDNSDomains)+len(c.ExcludedDNSDomains)+len(c.PermittedIPRanges)+
 		len(c.ExcludedIPRanges)+len(c.PermittedEmailAddresses)+len(c.ExcludedEmailAddresses)+
 		len(c.PermittedURIDomains)+len(c.ExcludedURIDomains) != 0
 }
 
+// sameRanges compares address ranges in their order, which CreateCertificate keeps.
 func sameRanges(a, b []*net.IPNet) bool {
 	return slices.EqualFunc(a, b, func(x, y *net.IPNet) bool { return x.String() == y.String() })
 }
@@ -161,6 +163,7 @@ func checkCAHost(host string) error {
 	return nil
 }
 
+// certificatePEM gives one CERTIFICATE block (RFC 7468), with a line end behind it.
 func certificatePEM(der []byte) []byte {
 	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 }

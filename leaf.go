@@ -26,6 +26,7 @@ type leafCache struct {
 
 // leaf is one host's certificate, minted by the first caller of mint while the others wait for it.
 type leaf struct {
+	// mint may be called at once by many; after the first call it gives the same answer, an error too.
 	mint  func() (*tls.Certificate, error)
 	renew time.Time     // from then on another is minted
 	used  atomic.Uint64 // leafCache.clock at the last use
@@ -53,6 +54,7 @@ func (c *leafCache) add(host string, l *leaf) {
 	c.byHost[host] = l
 }
 
+// evict looks at every leaf: it is called for a mint alone, which costs many times more.
 func (c *leafCache) evict() {
 	var oldest string
 	var least uint64
@@ -117,6 +119,7 @@ func (ca *certAuthority) newLeaf(host string, now time.Time) (*leaf, error) {
 		return nil, errors.New("no certificate authority covers it")
 	}
 	template := leafTemplate(host, i, now)
+	// Near its issuer's end a leaf lives for less than a day, and would else never be found in the cache.
 	life := template.NotAfter.Sub(now)
 	l := &leaf{
 		renew: template.NotAfter.Add(-min(leafRenewal, life/3)),
@@ -128,7 +131,8 @@ func (ca *certAuthority) newLeaf(host string, now time.Time) (*leaf, error) {
 	return l, nil
 }
 
-// mint signs and verifies: CreateCertificate would sign a name that the constraints forbid.
+// mint signs and verifies: CreateCertificate would sign a name that the constraints forbid. now is when the leaf was
+// asked for. It needs no lock: an issuer never changes.
 func (ca *certAuthority) mint(i *issuer, template *x509.Certificate, now time.Time) (*tls.Certificate, error) {
 	der, err := i.sign(template, &ca.leafKey.PublicKey)
 	if err != nil {

@@ -40,6 +40,7 @@ func systemRoots() (sources []rootSource, err error) {
 			err = errors.Join(err, readErr)
 		}
 	}
+	// A directory may hold roots that the file lacks, so both are read, as crypto/x509 does.
 	for _, dir := range systemRootDirs() {
 		s, dirErr := directoryRoots(dir)
 		sources = append(sources, s)
