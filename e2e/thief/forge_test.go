@@ -169,10 +169,12 @@ type forgery struct {
 	chain  [][]byte
 }
 
-// forge makes all leaves for key. api.github.com is inside the constraints, example.org is outside.
+// forge makes all leaves for key. api.github.com and api.anthropic.com are inside the constraints; example.org and
+// anthropic.com are outside. (github.com is inside, by the rule for git, and so every name below it.)
 func forge(t *testing.T, stolen, free *issuer, key *ecdsa.PrivateKey) []*forgery {
 	t.Helper()
 	const inside, outside = "api.github.com", "example.org"
+	const wildInside, wildOutside, wild = "api.anthropic.com", "console.anthropic.com", "*.anthropic.com"
 	ip := []net.IP{net.IPv4(127, 0, 0, 1)}
 	uri := []*url.URL{{Scheme: "https", Host: outside, Path: "/"}}
 	cn := pkix.Name{CommonName: outside}
@@ -181,13 +183,14 @@ func forge(t *testing.T, stolen, free *issuer, key *ecdsa.PrivateKey) []*forgery
 	return []*forgery{
 		{"a legitimate leaf", inside, true, false, stolenLeaf(x509.Certificate{DNSNames: []string{inside}})},
 		{"control: a tunneled host", outside, true, true, freeLeaf(x509.Certificate{DNSNames: []string{outside}})},
-		{"control: a wildcard", inside, true, true, freeLeaf(x509.Certificate{DNSNames: []string{"*.github.com"}})},
+		{"control: a wildcard", wildInside, true, true, freeLeaf(x509.Certificate{DNSNames: []string{wild}})},
 		{"control: inside and outside", inside, true, true, freeLeaf(x509.Certificate{DNSNames: []string{inside, outside}})},
 		{"control: a sub-CA's leaf", inside, true, true, free.subCA(t).leaf(t, x509.Certificate{DNSNames: []string{inside}}, key)},
 		{"control: an IP address", "127.0.0.1", true, true, freeLeaf(x509.Certificate{IPAddresses: ip})},
 		{"a tunneled host", outside, false, false, stolenLeaf(x509.Certificate{DNSNames: []string{outside}})},
 		{"an IP address", "127.0.0.1", false, false, stolenLeaf(x509.Certificate{IPAddresses: ip})},
-		{"a sibling wildcard", inside, false, false, stolenLeaf(x509.Certificate{DNSNames: []string{"*.github.com"}})},
+		{"a sibling wildcard, dialed inside", wildInside, false, false, stolenLeaf(x509.Certificate{DNSNames: []string{wild}})},
+		{"a sibling wildcard, dialed outside", wildOutside, false, false, stolenLeaf(x509.Certificate{DNSNames: []string{wild}})},
 		{"the name in the CN only", outside, false, false, stolenLeaf(x509.Certificate{Subject: cn})},
 		{"inside and outside, dialed inside", inside, false, false, stolenLeaf(x509.Certificate{DNSNames: []string{inside, outside}})},
 		{"inside and outside, dialed outside", outside, false, false, stolenLeaf(x509.Certificate{DNSNames: []string{inside, outside}})},
