@@ -1,0 +1,272 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"net/netip"
+	"net/url"
+	"os"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// daemon is one `muxproxy run`: all its parts, open before the first Accept. The Go runtime has raised the soft limit of
+// open files to the hard one by then (package os does at its start).
+type daemon struct {
+	// Set once in openDaemon.
+
+	invocation
+	log       *slog.Logger
+	lock      *runLock
+	ca        *certAuthority
+	audit     *auditLog
+	listeners *listeners
+	control   *control
+	proxy     *proxy
+	upstream  func(*url.URL) (*url.URL, error) // which proxy a request takes on the way out
+
+	// Replaced by a reload or by a change of the host's networks; read at any time.
+
+	config   atomic.Pointer[config]
+	creds    atomic.Pointer[credentials]
+	networks atomic.Pointer[networks]
+
+	// What health tells.
+
+	history   planeHistory
+	stopping  atomic.Bool
+	unwatched atomic.Bool // the host's networks are no longer followed
+}
+
+// maxClientConns bounds the connections of one client address.
+const maxClientConns = 1024
+
+// errCutShort is what run ends with when the operator did not wait for the drain.
+var errCutShort = errors.New("drain connections: a second signal cut it short")
+
+// openDaemon opens all parts, and says what is on, off and why. The caller closes the daemon.
+func openDaemon(ctx context.Context, i invocation, log *slog.Logger) (*daemon, error) {
+	d := &daemon{invocation: i, log: log}
+	notices, err := d.openState()
+	if err == nil {
+		err = d.openPlanes(ctx)
+	}
+	if err != nil {
+		d.close()
+		return nil, err
+	}
+	d.announce(notices)
+	return d, nil
+}
+
+// openState opens what is on disk: the mux-dir and its lock, config, CA, credentials, audit log, the containers' files.
+func (d *daemon) openState() (notices []string, err error) {
+	if err := openMuxDir(d.muxDir); err != nil {
+		return nil, err
+	}
+	if d.lock, err = lockRun(d.muxDir); err != nil {
+		return nil, err
+	}
+	c, err := d.load()
+	if err != nil {
+		return nil, err
+	}
+	d.config.Store(c)
+	if d.audit, err = openAudit(c.audit, time.Now); err != nil {
+		return nil, err
+	}
+	if d.ca, notices, err = openCA(newCAOptions(c)); err != nil {
+		return nil, err
+	}
+	d.creds.Store(newCredentials(c.rules, c.secretsDir, d.getenv, nil))
+	return notices, d.writeTrust(c)
+}
+
+// writeTrust writes the containers' files anew, with the roots that the CA has now.
+func (d *daemon) writeTrust(c *config) error {
+	roots, _, err := hostRoots(d.getenv)
+	if err != nil {
+		return err
+	}
+	_, err = writeClientFiles(d.muxDir, clientFiles(trustBundle(d.ca.roots(), roots), c.rules))
+	return err
+}
+
+// openPlanes opens the listeners and builds what serves on them.
+func (d *daemon) openPlanes(ctx context.Context) error {
+	c := d.config.Load()
+	n, err := readNetworks()
+	if err != nil {
+		return err
+	}
+	d.networks.Store(n)
+	env := proxyEnvironment(d.getenv)
+	if err := checkUpstreamProxies(ctx, env, c, n); err != nil {
+		return err
+	}
+	d.upstream = env.ProxyFunc()
+	clients := newClients(maxClientConns)
+	d.listeners, err = openListeners(listenersConfig{
+		key: "http_proxy_port", port: c.httpPort, bind: c.bind, accepts: d.accepts, clients: clients, log: d.log,
+	}, n)
+	if err != nil {
+		return err
+	}
+	d.proxy = newProxy(proxyOptions{
+		ca:         d.ca,
+		audit:      d.audit,
+		clients:    clients,
+		log:        d.log,
+		policy:     d.policyOf(c, d.creds.Load()),
+		health:     d.answerHealth,
+		local:      d.isLocal,
+		healthOnly: d.httpOff() != "",
+	})
+	d.control, err = openControl(d.muxDir, d.controlAnswer)
+	return err
+}
+
+// policyOf is what the proxy decides by until the next reload.
+func (d *daemon) policyOf(c *config, creds *credentials) *policy {
+	return newPolicy(c.rules, c.unmatched, creds, newDialer(dialerConfig{
+		guard: guard{
+			allowed:  c.allowedNetworks,
+			isOwn:    func(a netip.Addr) bool { return d.networks.Load().isOwn(a) },
+			ownPorts: []uint16{c.httpPort, c.kubePort, c.talosPort},
+		},
+		dockerHost: c.dockerHost,
+		proxy:      d.upstream,
+	}))
+}
+
+// serve runs until the first stop signal, the end of ctx or the end of a listener, then drains: nothing new is accepted,
+// and what is under way has the drain time to finish. A second stop signal ends it at once with errCutShort.
+func (d *daemon) serve(ctx context.Context, s signals) error {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	g, ctx := errgroup.WithContext(ctx) // waited for below; each part returns when ctx is done
+	defer context.AfterFunc(ctx, func() { d.listeners.Close() })()
+	g.Go(func() error { return d.proxy.serve(d.listeners) })
+	g.Go(func() error { return d.control.serve(ctx) })
+	g.Go(func() error { d.watchNetworks(ctx); return nil })
+	g.Go(func() error { d.reloads(ctx, s.reload); return nil })
+	g.Go(func() error {
+		defer stop()
+		defer d.stopping.Store(true)
+		select {
+		case sig := <-s.stop:
+			d.log.Info("stopping: new connections are refused", "signal", sig.String(), "drain", d.config.Load().drain.String())
+		case <-ctx.Done():
+		}
+		return nil
+	})
+	return errors.Join(g.Wait(), d.drain(s))
+}
+
+// drain waits for the connections that are left, as long as the operator and the drain time allow.
+func (d *daemon) drain(s signals) error {
+	ctx, cancel := context.WithTimeout(context.Background(), d.config.Load().drain)
+	defer cancel()
+	var g errgroup.Group // waited for below; both parts return when ctx is done, which each can bring about
+	g.Go(func() error {
+		defer cancel()
+		d.proxy.shutdown(ctx)
+		return nil
+	})
+	g.Go(func() error {
+		select {
+		case <-s.stop:
+			cancel()
+			return errCutShort
+		case <-ctx.Done():
+			return nil
+		}
+	})
+	err := g.Wait()
+	if err == nil {
+		d.log.Info("stopped")
+	}
+	return err
+}
+
+// watchNetworks follows the host's networks. Without it the daemon serves the networks that were there at its start.
+func (d *daemon) watchNetworks(ctx context.Context) {
+	err := watchNetworks(ctx, func(n *networks) {
+		d.networks.Store(n)
+		d.listeners.update(n)
+	})
+	if err != nil && ctx.Err() == nil {
+		d.log.Warn("networks that come from now on are not served: restart muxproxy", keyError, err)
+		d.unwatched.Store(true)
+	}
+}
+
+// close gives up what is open, the lock last. It may be called on a half-opened daemon.
+func (d *daemon) close() {
+	if d.control != nil {
+		d.control.close()
+	}
+	if d.listeners != nil {
+		d.listeners.Close()
+	}
+	if d.audit != nil {
+		if err := d.audit.close(); err != nil {
+			d.log.Error("close audit log", keyError, err)
+		}
+	}
+	if d.lock != nil {
+		d.lock.release()
+	}
+}
+
+// httpOff tells which flag turned the http plane off, "" where none did.
+func (d *daemon) httpOff() string {
+	switch {
+	case d.noHTTP:
+		return "--no-http"
+	case d.noProxy:
+		return "--no-proxy"
+	}
+	return ""
+}
+
+// accepts tells whether a client may talk to us.
+func (d *daemon) accepts(a netip.Addr) bool {
+	return d.networks.Load().accepts(a, d.config.Load().clientNetworks)
+}
+
+// isLocal tells whether a Host field means this daemon, whatever its port: loopback, docker_host, or an address that we
+// listen on. Any other name is one that a web page could have pointed at us (DNS rebinding).
+func (d *daemon) isLocal(host string) bool {
+	if h, _, err := net.SplitHostPort(host); err == nil {
+		host = h
+	}
+	host = strings.ToLower(strings.Trim(host, "[]"))
+	if host == "localhost" || host == d.config.Load().dockerHost {
+		return true
+	}
+	a, err := netip.ParseAddr(host)
+	if err != nil {
+		return false
+	}
+	listens := func(l netip.AddrPort) bool {
+		return l.Addr() == a || l.Addr().IsUnspecified() && d.networks.Load().isOwn(a)
+	}
+	return a.IsLoopback() || slices.ContainsFunc(d.listeners.addrs(), listens)
+}
+
+// controlAnswer is what the other commands are told.
+func (d *daemon) controlAnswer() controlAnswer {
+	return controlAnswer{
+		PID:        os.Getpid(),
+		Version:    version(),
+		Planes:     d.healthReport().Planes,
+		Containers: newContainerView(d.config.Load(), d.creds.Load(), d.networks.Load(), d.httpOff() == ""),
+	}
+}
