@@ -191,7 +191,7 @@ func (s *Server) registryFront() http.Handler {
 			http.Error(w, "docker-registry is not started", http.StatusServiceUnavailable)
 			return
 		}
-		proxy := httputil.ReverseProxy{Rewrite: func(out *httputil.ProxyRequest) {
+		proxy := httputil.ReverseProxy{ErrorLog: silent, Rewrite: func(out *httputil.ProxyRequest) {
 			out.SetURL(&url.URL{Scheme: "http", Host: addr})
 			out.Out.Host = r.Host
 		}}

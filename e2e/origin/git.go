@@ -198,6 +198,7 @@ func (o *objectStore) put(w http.ResponseWriter, r *http.Request, oid string) {
 		o.each = map[string][]byte{}
 	}
 	o.each[oid] = content
+	w.WriteHeader(http.StatusOK)
 }
 
 func (o *objectStore) get(w http.ResponseWriter, oid string) {

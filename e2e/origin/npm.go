@@ -179,7 +179,7 @@ func (n *npm) forward(w http.ResponseWriter, r *http.Request, p presented) {
 		http.Error(w, "verdaccio is not started", http.StatusServiceUnavailable)
 		return
 	}
-	proxy := httputil.ReverseProxy{Rewrite: func(out *httputil.ProxyRequest) {
+	proxy := httputil.ReverseProxy{ErrorLog: silent, Rewrite: func(out *httputil.ProxyRequest) {
 		out.SetURL(&url.URL{Scheme: "http", Host: addr})
 		// verdaccio makes the tarballs' addresses from what its client named.
 		out.Out.Host = r.Host

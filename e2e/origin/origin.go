@@ -146,7 +146,7 @@ func (s *Server) serve(run func(*http.Server) error) {
 		Handler:     s.log.record(http.HandlerFunc(s.dispatch)),
 		TLSConfig:   &tls.Config{GetCertificate: s.certificate, MinVersion: tls.VersionTLS12},
 		BaseContext: func(net.Listener) context.Context { return s.ctx },
-		ErrorLog:    log.New(io.Discard, "", 0),
+		ErrorLog:    silent,
 	}
 	s.servers = append(s.servers, server)
 	s.serving.Go(func() { _ = run(server) })
@@ -216,6 +216,9 @@ func (s *Server) Close() error {
 	}
 	return errors.Join(errs...)
 }
+
+// silent is for the complaints of servers whose clients leave in the middle, as many here do on purpose.
+var silent = log.New(io.Discard, "", 0)
 
 // pause waits for d, or less if the server or the request ends.
 func pause(ctx context.Context, d time.Duration) bool {
