@@ -51,20 +51,6 @@ func basic(user, password string) string {
 	return "Basic " + base64.StdEncoding.EncodeToString([]byte(user+":"+password))
 }
 
-// basicPassword is the password of HTTP Basic where that is what value holds, "" otherwise.
-func basicPassword(value string) string {
-	text, ok := strings.CutPrefix(value, "Basic ")
-	if !ok {
-		return ""
-	}
-	pair, err := base64.StdEncoding.DecodeString(text)
-	if err != nil {
-		return ""
-	}
-	_, password, _ := strings.Cut(string(pair), ":")
-	return password
-}
-
 // guard lets a request through that brings exactly one right field, and hands others to refuse.
 func guard(field string, accepted []string, refuse func(http.ResponseWriter, presented), next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
