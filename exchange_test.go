@@ -377,7 +377,7 @@ func TestAClientThatLeavesEndsTheUpstreamRequest(t *testing.T) {
 		}
 		<-ended
 		if version == 1 {
-			p.quiesce(t)
+			p.quiesce()
 			if l := p.lastLine(t); l.Decision != "failed" || l.Error != "client left" {
 				t.Errorf("audit line %+v", l)
 			}

@@ -87,10 +87,13 @@ func cleanTrailer(h http.Header, rule *rule, auth bool) {
 	}
 }
 
-// hasPlaceholder tells whether an auth field of r is a placeholder of ours, in clear or, after Basic, in base64.
+// hasPlaceholder tells whether an auth field of r is a placeholder of ours, in clear or, after Basic, in base64. rule may be nil.
 func hasPlaceholder(r *http.Request, rule *rule) bool {
 	if fieldHasPlaceholder(r.Header["Authorization"]) || fieldHasPlaceholder(r.Header["X-Api-Key"]) {
 		return true
+	}
+	if rule == nil {
+		return false
 	}
 	for i := range rule.sources {
 		if fieldHasPlaceholder(r.Header[rule.sources[i].field]) {

@@ -1,8 +1,91 @@
 package main
 
 import (
+	"context"
+	"crypto/tls"
+	"log/slog"
+	"net"
 	"net/http"
+	"sync"
 )
+
+// maxStreams bounds the requests at once on one HTTP/2 connection.
+const maxStreams = 250
+
+// http2Server serves intercepted HTTP/2 connections by net/http's server. That takes its connections from a listener: http2Server
+// is one, to which they are handed after their handshake.
+type http2Server struct {
+	server *http.Server
+	conns  chan net.Conn
+	closed chan struct{}
+	close  func() // closes closed, once
+}
+
+// interceptedKey is under which a request's context holds its *intercepted.
+type interceptedKey struct{}
+
+func newHTTP2Server(log *slog.Logger) *http2Server {
+	s := &http2Server{conns: make(chan net.Conn), closed: make(chan struct{})}
+	s.close = sync.OnceFunc(func() { close(s.closed) })
+	s.server = &http.Server{
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			r.Context().Value(interceptedKey{}).(*intercepted).serveHTTP2(w, r)
+		}),
+		ConnContext: func(ctx context.Context, conn net.Conn) context.Context {
+			return context.WithValue(ctx, interceptedKey{}, below(conn).served)
+		},
+		ConnState: func(conn net.Conn, state http.ConnState) {
+			if state == http.StateClosed {
+				close(below(conn).over)
+			}
+		},
+		MaxHeaderBytes:    headLimit,
+		ReadHeaderTimeout: headWait,
+		IdleTimeout:       idleWait,
+		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: maxStreams},
+		Protocols:         new(http.Protocols),
+		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
+	s.server.Protocols.SetHTTP2(true)
+	return s
+}
+
+// below gives what an intercepted TLS connection runs on.
+func below(conn net.Conn) *interceptConn {
+	return conn.(*tls.Conn).NetConn().(*interceptConn)
+}
+
+// run serves until shutdown.
+func (s *http2Server) run() { s.server.Serve(s) }
+
+// serve serves one connection and returns when it is over.
+func (s *http2Server) serve(conn *tls.Conn) {
+	select {
+	case s.conns <- conn:
+		<-below(conn).over
+	case <-s.closed:
+	}
+}
+
+// shutdown has all connections end after the requests under way, and waits for that or for ctx.
+func (s *http2Server) shutdown(ctx context.Context) { s.server.Shutdown(ctx) }
+
+// Accept, Close and Addr make it a net.Listener.
+func (s *http2Server) Accept() (net.Conn, error) {
+	select {
+	case conn := <-s.conns:
+		return conn, nil
+	case <-s.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (s *http2Server) Close() error {
+	s.close()
+	return nil
+}
+
+func (s *http2Server) Addr() net.Addr { return &net.TCPAddr{} }
 
 // body2 puts a requestBody in the place of the content of out, a copy of the HTTP/2 request in.
 func body2(in, out *http.Request) *requestBody {

@@ -10,33 +10,25 @@ import (
 	"net/textproto"
 	"strings"
 	"time"
-
-	"golang.org/x/net/http2"
 )
 
 // interceptor ends TLS for the hosts that have a rule and sets their credential on each request.
 type interceptor struct {
-	p    *proxy
-	tls  *tls.Config // one for all connections, so that sessions can be resumed
-	h2   *http2.Server
-	base *http.Server // limits of HTTP/2 connections, and their end in a drain
+	p   *proxy
+	tls *tls.Config // one for all connections, so that sessions can be resumed
+	h2  *http2Server
 }
 
 // interceptConn is what the TLS server reads a client's handshake from; it carries the leaf to serve, whatever SNI asks for.
 type interceptConn struct {
 	*prefixedConn
-	leaf *tls.Certificate
+	leaf   *tls.Certificate
+	served *intercepted  // set after the handshake
+	over   chan struct{} // closed when an HTTP/2 connection has ended
 }
 
 func newInterceptor(p *proxy) *interceptor {
-	i := &interceptor{p: p, h2: &http2.Server{
-		MaxConcurrentStreams: 250,
-		IdleTimeout:          idleWait,
-	}}
-	i.base = &http.Server{MaxHeaderBytes: headLimit, ReadHeaderTimeout: headWait}
-	if err := http2.ConfigureServer(i.base, i.h2); err != nil {
-		panic(err) // only for a TLS config of the caller's that HTTP/2 cannot work with
-	}
+	i := &interceptor{p: p, h2: newHTTP2Server(p.log)}
 	i.tls = &tls.Config{
 		MinVersion: tls.VersionTLS12,
 		NextProtos: []string{"h2", "http/1.1"},
@@ -69,7 +61,7 @@ func (i *interceptor) accept(c *clientConn, h *http1Conn, x *exchange, a authori
 		x.lost(errClientLeft.Error())
 		return
 	}
-	conn := &interceptConn{&prefixedConn{Conn: c.conn, early: early}, leaf}
+	conn := &interceptConn{prefixedConn: &prefixedConn{Conn: c.conn, early: early}, leaf: leaf, over: make(chan struct{})}
 	x.next = func() { i.serve(c, conn, x, a) }
 }
 
@@ -88,7 +80,8 @@ func (i *interceptor) serve(c *clientConn, conn *interceptConn, x *exchange, a a
 	s.otherSNI = state.ServerName != "" && !strings.EqualFold(state.ServerName, a.host)
 	defer tc.Close()
 	if state.NegotiatedProtocol == "h2" {
-		i.h2.ServeConn(tc, &http2.ServeConnOpts{Context: c.ctx, BaseConfig: i.base, Handler: http.HandlerFunc(s.serveHTTP2)})
+		conn.served = s
+		i.h2.serve(tc)
 		return
 	}
 	c.loop(newHTTP1Conn(tc), s.host, s.handle)
@@ -178,6 +171,9 @@ func (s *intercepted) mismatch(r *http.Request) *refusal {
 // credential finds what d wants set; nil where nothing is to be set.
 func (s *intercepted) credential(n *policy, d decision, r *http.Request) (*credential, *refusal) {
 	if d.rule == nil || len(d.rule.sources) == 0 {
+		if hasPlaceholder(r, d.rule) {
+			return nil, failed(http.StatusBadGateway, "placeholder", "the request carries a placeholder, but no rule adds a credential to it")
+		}
 		return nil, nil
 	}
 	cred, err := n.creds.find(d.rule)

@@ -41,7 +41,7 @@ type proxy struct {
 	mu    sync.Mutex
 	conns map[*clientConn]struct{}
 	drain chan struct{}  // closed when a drain begins
-	live  sync.WaitGroup // the connections' goroutines
+	live  sync.WaitGroup // the connections' goroutines, and the HTTP/2 server's
 }
 
 func newProxy(o proxyOptions) *proxy {
@@ -49,6 +49,7 @@ func newProxy(o proxyOptions) *proxy {
 	p.ctx, p.stop = context.WithCancel(context.Background())
 	p.policy.Store(o.policy)
 	p.intercept = newInterceptor(p)
+	p.live.Go(p.intercept.h2.run)
 	return p
 }
 
@@ -90,8 +91,8 @@ func (p *proxy) shutdown(ctx context.Context) {
 		c.closeIdle()
 	}
 	p.mu.Unlock()
-	p.intercept.base.Shutdown(ctx) // has no connections of its own to wait for: it tells those of HTTP/2 to end
 	stop := context.AfterFunc(ctx, p.cut)
+	p.intercept.h2.shutdown(ctx)
 	p.live.Wait()
 	stop()
 	p.cut()

@@ -40,9 +40,6 @@ type dialerConfig struct {
 // errDockerHost refuses what a container can reach only on the host itself.
 var errDockerHost = errors.New("a port of the host itself: name it in NO_PROXY to reach it directly")
 
-// errResolve is a name that has no address.
-var errResolve = errors.New("the name does not resolve")
-
 func newDialer(c dialerConfig) *dialer {
 	d := &dialer{dialerConfig: c}
 	d.guarded = (&net.Dialer{Timeout: dialWait, ControlContext: d.control}).DialContext

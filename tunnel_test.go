@@ -120,7 +120,7 @@ func TestTunnelLosesNoByteThatTheClientSentEarly(t *testing.T) {
 		t.Fatal(err)
 	}
 	conn.Close()
-	p.quiesce(t)
+	p.quiesce()
 	if l := p.lastLine(t); l.Open || l.Code != 200 || l.In != int64(len(early)) || l.Out != int64(len(early)) {
 		t.Errorf("closing line %+v", l)
 	}
@@ -198,13 +198,13 @@ func TestUpstreamProxyTakesTunnelsAndPlainRequests(t *testing.T) {
 	p := newTestProxy(t, o, testProxyOptions{})
 	d := p.policy.Load().dialer
 	d.proxy = func(u *url.URL) (*url.URL, error) { return via, nil }
-	conn, res := p.connect(t, "203.0.113.9:443")
+	_, res := p.connect(t, "203.0.113.9:443")
 	if res.StatusCode != 403 {
 		t.Errorf("a literal that the guard refuses went through the upstream proxy: %s", res.Status)
 	}
-	conn, res = p.connect(t, "93.184.215.14:443")
-	if res.StatusCode != 200 {
-		t.Fatalf("CONNECT: %s", res.Status)
+	conn, accepted := p.connect(t, "93.184.215.14:443")
+	if accepted.StatusCode != 200 {
+		t.Fatalf("CONNECT: %s", accepted.Status)
 	}
 	io.WriteString(conn, "late")
 	conn.(*net.TCPConn).CloseWrite()
