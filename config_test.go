@@ -496,6 +496,45 @@ func TestParseSize(t *testing.T) {
 	}
 }
 
+// TestCharacterClasses compares every byte with the sets that the RFCs and POSIX list.
+func TestCharacterClasses(t *testing.T) {
+	const digits, lower, upper = "0123456789", "abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+	for c := range rune(0x100) {
+		for name, tt := range map[string]struct {
+			got bool
+			set string
+		}{
+			"token":       {isToken(string(c)), "!#$%&'*+-.^_`|~" + digits + lower + upper},
+			"unreserved":  {c < 0x80 && isUnreserved(byte(c)), "-._~" + digits + lower + upper},
+			"hex":         {c < 0x80 && isHex(byte(c)), digits + "abcdefABCDEF"},
+			"variable":    {isEnvName("X" + string(c)), "_" + digits + lower + upper},
+			"start of it": {isEnvName(string(c)), "_" + lower + upper},
+			"name":        {c < 0x80 && isNameByte(byte(c)), "-._" + digits + lower},
+			"no_proxy":    {!notInNoProxy(c), "-._*:/[]" + digits + lower + upper},
+		} {
+			if want := strings.ContainsRune(tt.set, c); tt.got != want {
+				t.Errorf("%s: %q is %v", name, c, tt.got)
+			}
+		}
+		if want := c >= ' ' && c <= '~'; notPrintable(c) == want {
+			t.Errorf("notPrintable(%q)", c)
+		}
+	}
+	if isToken("") || isEnvName("") {
+		t.Error("an empty string is a token or a variable's name")
+	}
+}
+
+func TestTheLimitsThemselvesAreAllowed(t *testing.T) {
+	c := mustLoadText(t, "drain = \"0s\"\nhttp_proxy_port = 1\nk8s_proxy_port = 65535\naudit.max_size = 0\n"+strings.Repeat("#", maxConfig-80)+"\n")
+	if c.drain != 0 || c.httpPort != 1 || c.kubePort != 65535 || c.audit.maxSize != 0 {
+		t.Errorf("%+v", c)
+	}
+	if _, err := loadText(t, strings.Repeat("#", maxConfig-1)+"\n"); err != nil {
+		t.Errorf("a file of maxConfig bytes: %v", err)
+	}
+}
+
 func TestNearestFindsMisspelledKeys(t *testing.T) {
 	known := []string{"hosts", "header", "methods", "ca"}
 	for in, want := range map[string]string{"host": "hosts", "headers": "header", "x": "", "foo": "", "mehtods": "methods", "Hosts": "hosts", "ca_": "ca"} {
