@@ -146,6 +146,7 @@ func TestBadDocumentsAreReportedWithLineKeyAndWayOut(t *testing.T) {
 		{"misspelled rule key", bareRule(`hosts = ["a.example"]`, `metods = ["GET"]`), "proxy.toml:4: [rule] metods: unknown key: did you mean methods?"},
 		{"flat key below a table", "[audit]\nkeep = 1\ndrain = \"1s\"\n", "proxy.toml:3: [audit] drain: is no key of [audit]: move it above the first [table]"},
 		{"unknown table", "\n[adit]\n", "proxy.toml:2: [adit]: unknown table: did you mean audit?"},
+		{"table without a name", "[\"\"]\ndrain = \"1s\"\n", "proxy.toml:1: []: unknown table"},
 		{"table below a table", "[audit]\n[audit.x]\n", "proxy.toml:2: [audit] x: unknown key"},
 		{"table for a value", "[drain]\nx = 1\n", "proxy.toml:1: drain: takes a value, not a table"},
 		{"dotted key below a value", "[audit]\nkeep.x = 1\n", "proxy.toml:2: [audit] keep.x: keep takes a value, not a table"},
