@@ -371,3 +371,38 @@ func FuzzConfig(f *testing.F) {
 		}
 	})
 }
+
+// TestTheExamplesInTheREADMELoad takes every ```toml block of README.md for a config file; one of them has a rule.
+func TestTheExamplesInTheREADMELoad(t *testing.T) {
+	text, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rules := 0
+	for i, block := range strings.Split(string(text), "```toml\n")[1:] {
+		example, _, closed := strings.Cut(block, "\n```")
+		if !closed {
+			t.Fatalf("example %d has no end", i+1)
+		}
+		dir := t.TempDir()
+		file := filepath.Join(dir, "proxy.toml")
+		for name, data := range map[string][]byte{"proxy.toml": []byte(example), "corp-ca.pem": extraRoot(t)} {
+			if err := os.WriteFile(filepath.Join(dir, name), data, 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		c, err := loadConfig(file, "/mux", "/home/u")
+		if err != nil {
+			t.Errorf("example %d: %v", i+1, err)
+			continue
+		}
+		for _, r := range c.rules {
+			if !r.builtin {
+				rules++
+			}
+		}
+	}
+	if rules == 0 {
+		t.Error("README.md has no ```toml block with a [[rule]]")
+	}
+}
