@@ -87,7 +87,7 @@ func (d *daemon) healthReport() healthReport {
 	for _, l := range d.listeners.addrs() {
 		r.Listen = append(r.Listen, l.String())
 	}
-	if err := d.audit.ready(); err != nil {
+	if err := d.audit.failing(); err != nil {
 		r.Audit = err.Error()
 	}
 	for _, s := range d.creds.Load().status() {
