@@ -212,6 +212,9 @@ func runDaemon(ctx context.Context, i invocation) error {
 	defer signal.Stop(stop)
 	signal.Notify(reload, syscall.SIGHUP)
 	defer signal.Stop(reload)
+	// Whoever read the log may end before the daemon does.
+	signal.Ignore(syscall.SIGPIPE)
+	defer signal.Reset(syscall.SIGPIPE)
 
 	d, err := openDaemon(ctx, i, log)
 	if err != nil {

@@ -157,7 +157,8 @@ func (h *host) exec(t *testing.T, args ...string) output {
 // daemonProcess is a `muxproxy run` that runs.
 type daemonProcess struct {
 	cmd    *exec.Cmd
-	stderr *bufio.Reader
+	log    io.Closer       // the reading end of stderr
+	stderr *bufio.Reader   // reads it
 	seen   strings.Builder // all of stderr so far
 	stdout bytes.Buffer
 	ended  bool
@@ -180,7 +181,7 @@ func (h *host) launch(t *testing.T, args ...string) *daemonProcess {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d.stderr = bufio.NewReader(pipe)
+	d.log, d.stderr = pipe, bufio.NewReader(pipe)
 	if err := d.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -395,7 +396,7 @@ func TestBadConfigIsToldAndNothingStarts(t *testing.T) {
 			t.Errorf("%s: stdout holds %q", command, o.stdout)
 		}
 	}
-	h.run(t, "run", "--config", "~/other.toml").wants(t, 1, "other.toml")
+	h.run(t, "run", "--config", "~/other.toml").wants(t, 1, "other.toml", "leave --config out")
 	if _, err := os.Stat(h.mux("proxy-ca-key.pem")); err == nil {
 		t.Error("a CA was made all the same")
 	}
@@ -409,6 +410,10 @@ func TestGenConfigsWritesTheTree(t *testing.T) {
 		t.Errorf("stdout holds %q", o.stdout)
 	}
 	golden(t, "gen-configs.golden", tree(t, h.mux()))
+	defer syscall.Umask(syscall.Umask(0o077))
+	strict := newHost(t)
+	strict.run(t, "gen-configs").wants(t, 0)
+	golden(t, "gen-configs.golden", tree(t, strict.mux())) // a container's user reads them whatever the umask
 	bundle, err := os.ReadFile(h.mux("client", "ca-bundle.pem"))
 	if err != nil {
 		t.Fatal(err)
@@ -635,9 +640,9 @@ func TestReloadTakesAGoodConfigAndRefusesABadOne(t *testing.T) {
 
 	h.writeConfig(t, "nonsense = 1\n")
 	d.signal(t, syscall.SIGHUP)
-	if line := d.await(t, "reload: nothing has changed"); !strings.Contains(line, "nonsense") {
-		t.Errorf("the reason is not told: %s", line)
-	}
+	d.await(t, "reload failed: the old config stays in force")
+	d.await(t, "proxy.toml:1: nonsense: unknown key")
+	getHealth(t, port)
 
 	h.env = append(h.env, "NEW_TOKEN=canary")
 	h.writeConfig(t, fmt.Sprintf("http_proxy_port = %d\nbind = [\"127.0.0.1\", \"::1\"]\ndocker_host = \"other.example\"\n%s", port+1, newHostRule))
@@ -808,6 +813,29 @@ func slowRequest(t *testing.T, port int) (finish func() (*http.Response, error))
 		}
 		return r.resp, r.err
 	}
+}
+
+func TestTheEndOfTheLogsReaderEndsNothing(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	port := h.configure(t, "")
+	d := h.start(t)
+	if err := d.log.Close(); err != nil {
+		t.Fatal(err)
+	}
+	h.secret(t, "github", "canary", 0o600)
+	d.signal(t, syscall.SIGHUP) // writes many lines
+	for {
+		a, err := askDaemon(t.Context(), h.mux())
+		if err != nil || a == nil {
+			t.Fatalf("the daemon is gone: %+v, %v", a, err)
+		}
+		if len(a.Containers.Services) > 0 {
+			break
+		}
+	}
+	getHealth(t, port)
+	d.stop(t)
 }
 
 func TestDrainLetsRequestsFinishAndTakesNoNewOnes(t *testing.T) {

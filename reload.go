@@ -21,7 +21,10 @@ func (d *daemon) reloads(ctx context.Context, reload <-chan os.Signal) {
 			return
 		case <-reload:
 			if err := d.reload(); err != nil {
-				d.log.Error("reload: nothing has changed", keyError, err)
+				d.log.Error("reload failed: the old config stays in force")
+				for problem := range strings.Lines(err.Error()) { // a config tells all its problems
+					d.log.Error("reload: " + strings.TrimSuffix(problem, "\n"))
+				}
 			}
 		case <-renew.C:
 			if err := d.cover(d.config.Load()); err != nil {

@@ -127,7 +127,11 @@ func (i *invocation) load() (*config, error) {
 	if _, err := os.Lstat(file); !i.chosen && errors.Is(err, fs.ErrNotExist) {
 		file = ""
 	}
-	return loadConfig(file, i.muxDir, i.home)
+	c, err := loadConfig(file, i.muxDir, i.home)
+	if errors.Is(err, fs.ErrNotExist) && i.chosen {
+		return nil, &hintError{err, "write it, or leave --config out"}
+	}
+	return c, err
 }
 
 // viewOf takes a running daemon's view. Its files are made again where someone removed them, since a container would
