@@ -49,7 +49,6 @@ func newProxy(o proxyOptions) *proxy {
 	p.ctx, p.stop = context.WithCancel(context.Background())
 	p.policy.Store(o.policy)
 	p.intercept = newInterceptor(p)
-	p.live.Go(p.intercept.h2.run)
 	return p
 }
 
@@ -58,8 +57,9 @@ func (p *proxy) setPolicy(n *policy) {
 	p.policy.Swap(n).closeIdle()
 }
 
-// serve accepts connections on ln until ln is closed, which gives nil, or fails.
+// serve accepts connections on ln until ln is closed, which gives nil, or fails. It is called once; shutdown follows it.
 func (p *proxy) serve(ln net.Listener) error {
+	p.live.Go(p.intercept.h2.run) // shutdown ends it and waits for it
 	for {
 		conn, err := ln.Accept()
 		if errors.Is(err, net.ErrClosed) {

@@ -21,6 +21,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -217,7 +218,23 @@ func (p *testProxy) listen(t *testing.T) {
 		if !p.draining() {
 			p.shutdown(ctx)
 		}
+		checkNoGoroutine(t)
 	})
+}
+
+// checkNoGoroutine fails if a goroutine of a proxy is left: shutdown waits for all of them.
+func checkNoGoroutine(t *testing.T) {
+	t.Helper()
+	stacks := make([]byte, 1<<20)
+	stacks = stacks[:runtime.Stack(stacks, true)]
+	for stack := range strings.SplitSeq(string(stacks), "\n\n") {
+		for _, owner := range []string{"(*clientConn).", "(*http1Conn).", "(*upstreamBody).", "(*http2Server).", "muxproxy.relay", "muxproxy.pump"} {
+			if strings.Contains(stack, owner) {
+				t.Errorf("a goroutine outlives the proxy:\n%s", stack)
+				break
+			}
+		}
+	}
 }
 
 // writeSecret writes one credential, as the operator would.
