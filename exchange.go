@@ -183,6 +183,7 @@ func (x *exchange) audit() {
 // got1xx passes an interim answer on: see httptrace.ClientTrace.
 func (x *exchange) got1xx(code int, h textproto.MIMEHeader) error {
 	cleanAnswer(http.Header(h), x.injected)
+	h.Del("Content-Length") // there is no content to an interim answer
 	return x.reply.inform(code, http.Header(h))
 }
 

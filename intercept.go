@@ -158,7 +158,7 @@ func (s *intercepted) mismatch(r *http.Request) *refusal {
 	switch {
 	case r.Method == "CONNECT":
 		return denied(http.StatusBadRequest, "CONNECT inside", "there is no CONNECT inside an intercepted connection")
-	case !strings.HasPrefix(r.RequestURI, "/") && (r.RequestURI != "*" || r.Method != "OPTIONS"):
+	case !validTarget(r.RequestURI, r.Method):
 		return denied(http.StatusBadRequest, "request target", "an intercepted connection takes requests in origin-form")
 	case s.otherSNI, r.Host != "" && !s.names(r.Host), r.Host == "" && r.ProtoAtLeast(1, 1),
 		len(fields) > 1, len(fields) == 1 && !s.names(fields[0]):
@@ -166,6 +166,17 @@ func (s *intercepted) mismatch(r *http.Request) *refusal {
 	}
 	delete(r.Header, "Host")
 	return nil
+}
+
+// validTarget tells whether target is in origin-form, or the asterisk of OPTIONS (RFC 9112 §3.2), and holds no blank: HTTP/2
+// could carry one, which would end the target in the HTTP/1.1 request line of the upstream.
+func validTarget(target, method string) bool {
+	for i := range len(target) {
+		if target[i] <= ' ' || target[i] == 0x7f {
+			return false
+		}
+	}
+	return strings.HasPrefix(target, "/") || target == "*" && method == "OPTIONS"
 }
 
 // credential finds what d wants set; nil where nothing is to be set.

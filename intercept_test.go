@@ -363,3 +363,18 @@ func TestAnAnswerLosesWhatWouldLeadAroundTheProxy(t *testing.T) {
 		t.Errorf("the redirect was followed: %d requests", n)
 	}
 }
+
+func TestATargetIsInOriginFormAndHoldsNoBlank(t *testing.T) {
+	for target, valid := range map[string]bool{
+		"/": true, "/a%20b?c d"[:8]: true, "//x": true, "/?\xc3\xa9": true,
+		"": false, "*": false, "https://api.github.com/": false, "a": false,
+		"/a HTTP/1.1": false, "/ ": false, "/a\tb": false, "/a\x7f": false, "/a\r\nX: y": false,
+	} {
+		if got := validTarget(target, "GET"); got != valid {
+			t.Errorf("GET %q: %v", target, got)
+		}
+	}
+	if !validTarget("*", "OPTIONS") {
+		t.Error("OPTIONS * is refused")
+	}
+}
