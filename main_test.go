@@ -372,6 +372,12 @@ func TestMuxDirThatOthersCanReachIsRefused(t *testing.T) {
 			h.run(t, command).wants(t, 1, fmt.Sprintf("mode %04o", mode), "chmod 700 "+h.mux())
 		}
 	}
+	if os.Geteuid() == 0 { // nobody else can give a directory away
+		if err := errors.Join(os.Chmod(h.mux(), 0o700), os.Chown(h.mux(), 12345, 0)); err != nil {
+			t.Fatal(err)
+		}
+		h.run(t, "gen-configs").wants(t, 1, "belongs to uid 12345")
+	}
 	if entries, _ := os.ReadDir(h.mux()); len(entries) != 1 {
 		t.Errorf("something was written there: %v", entries)
 	}
@@ -681,6 +687,89 @@ func TestReloadFindsANewCredential(t *testing.T) {
 	d.stop(t)
 }
 
+func TestReloadDoesNotForgetThatACredentialWasThere(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	port := h.configure(t, "")
+	h.secret(t, "github", "canary", 0o600)
+	d := h.start(t)
+	if err := os.Remove(filepath.Join(h.home, ".secrets", "github")); err != nil {
+		t.Fatal(err)
+	}
+	d.signal(t, syscall.SIGHUP)
+	d.await(t, "service github: its requests are refused")
+	if _, r := getHealth(t, port); len(r.Credentials) != 1 {
+		t.Errorf("health tells %+v", r)
+	}
+	d.stop(t)
+}
+
+func TestReloadChangesWhatIsRefused(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	port := h.configure(t, "allowed_networks = [\"127.0.0.0/8\"]\n")
+	d := h.start(t)
+	s := httptest.NewServer(http.NotFoundHandler())
+	defer s.Close()
+	if code := proxied(t, port, s.URL); code != 404 {
+		t.Errorf("%d before", code)
+	}
+	h.writeConfig(t, fmt.Sprintf("http_proxy_port = %d\nbind = [\"127.0.0.1\"]\nunmatched = \"deny\"\n", port))
+	d.signal(t, syscall.SIGHUP)
+	d.await(t, "reloaded")
+	if code := proxied(t, port, s.URL); code != 403 {
+		t.Errorf("%d after", code)
+	}
+	d.stop(t)
+}
+
+// proxied asks for url through the daemon, and gives the status code.
+func proxied(t *testing.T, port int, url string) int {
+	t.Helper()
+	resp, err := httpClient(fmt.Sprintf("127.0.0.1:%d", port)).Get(url)
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	return resp.StatusCode
+}
+
+func TestOwnPortsAreNeverDialed(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	port := h.configure(t, "allowed_networks = [\"127.0.0.0/8\"]\n")
+	d := h.start(t)
+	for _, own := range []int{port, 18081, 18082} {
+		if code := proxied(t, port, fmt.Sprintf("http://127.0.0.2:%d/", own)); code != 403 {
+			t.Errorf("port %d: %d", own, code)
+		}
+	}
+	d.stop(t)
+}
+
+func TestTheOperatorsProxyIsTaken(t *testing.T) {
+	t.Parallel()
+	upstream := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.String() == "http://example.com/x" {
+			w.WriteHeader(http.StatusTeapot)
+		}
+	}))
+	defer upstream.Close()
+	h := newHost(t, "http_proxy="+upstream.URL)
+	port := h.configure(t, "")
+	d := h.start(t)
+	if code := proxied(t, port, "http://example.com/x"); code != http.StatusTeapot {
+		t.Errorf("got %d", code)
+	}
+	d.stop(t)
+}
+
+func TestUnconstrainedCAIsWarnedOf(t *testing.T) {
+	h := newHost(t)
+	h.configure(t, "ca_constraints = false\n")
+	h.run(t, "gen-configs").wants(t, 0, "ca_constraints = false")
+}
+
 func TestReloadReopensTheAuditLog(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
@@ -755,11 +844,8 @@ func TestPlaneThatIsOffLeavesHealthAlone(t *testing.T) {
 		if kube := r.Planes["kube"].Why; (flag == "--no-proxy") != (kube == flag) {
 			t.Errorf("%s: kube is off because of %q", flag, kube)
 		}
-		resp, err := httpClient(fmt.Sprintf("127.0.0.1:%d", port)).Get("http://example.invalid/")
-		if err != nil || resp.StatusCode != 403 {
-			t.Errorf("%s: a proxied request gets %v, %v", flag, resp, err)
-		} else {
-			resp.Body.Close()
+		if code := proxied(t, port, "http://example.invalid/"); code != 403 {
+			t.Errorf("%s: a proxied request gets %d", flag, code)
 		}
 		o := h.run(t, "print-docker-args")
 		o.wants(t, 0, "the http plane is off")

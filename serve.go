@@ -197,14 +197,17 @@ func (d *daemon) drain(s signals) error {
 
 // watchNetworks follows the host's networks. Without it the daemon serves the networks that were there at its start.
 func (d *daemon) watchNetworks(ctx context.Context) {
-	err := watchNetworks(ctx, func(n *networks) {
-		d.networks.Store(n)
-		d.listeners.update(n)
-	})
+	err := watchNetworks(ctx, d.follow)
 	if err != nil && ctx.Err() == nil {
 		d.log.Warn("networks that come from now on are not served: restart muxproxy", keyError, err)
 		d.unwatched.Store(true)
 	}
+}
+
+// follow takes a new snapshot of the host's networks into use: first who is accepted, then where we listen.
+func (d *daemon) follow(n *networks) {
+	d.networks.Store(n)
+	d.listeners.update(n)
 }
 
 // close gives up what is open, the lock last. It may be called on a half-opened daemon.

@@ -126,7 +126,7 @@ func TestHealthTellsContainersNoMoreThanStates(t *testing.T) {
 func TestHealthIs503WhileTheAuditLogCannotBeWritten(t *testing.T) {
 	h := newHost(t)
 	h.configure(t, "[audit]\npath = \"/dev/full\"\n")
-	d, _ := h.open(t)
+	d, log := h.open(t)
 	if code, _ := d.answerHealth(true); code != 200 {
 		t.Errorf("%d before the first line", code)
 	}
@@ -141,6 +141,10 @@ func TestHealthIs503WhileTheAuditLogCannotBeWritten(t *testing.T) {
 	}
 	if code, _ := d.answerHealth(false); code != 503 {
 		t.Errorf("a container gets %d", code)
+	}
+	d.close()
+	if log.count("close audit log") != 1 {
+		t.Errorf("the lost line is not told:\n%s", log.b.String())
 	}
 }
 
@@ -204,6 +208,25 @@ func TestAClientIsAcceptedByTheNetworksOfNow(t *testing.T) {
 	d.config.Store(&config{})
 	if !d.accepts(guest) || d.accepts(extra) {
 		t.Error("with a bridge and another config: want the bridge alone")
+	}
+}
+
+func TestANewNetworkIsServed(t *testing.T) {
+	h := newHost(t)
+	port := h.configure(t, "")
+	h.writeConfig(t, fmt.Sprintf("http_proxy_port = %d\n", port)) // bind = "auto"
+	d, _ := h.open(t)
+	guest := netip.MustParseAddr("10.77.0.2")
+	gateway := netip.AddrPortFrom(netip.MustParseAddr("127.0.0.9"), uint16(port)) // an address that this host can bind
+	if d.accepts(guest) || slices.Contains(d.listeners.addrs(), gateway) {
+		t.Fatal("served before it is there")
+	}
+	d.follow(&networks{bridges: []bridge{{name: "docker0", prefixes: []netip.Prefix{netip.MustParsePrefix("127.0.0.9/8"), netip.MustParsePrefix("10.77.0.1/16")}}}})
+	if !d.accepts(guest) || !slices.Contains(d.listeners.addrs(), gateway) {
+		t.Errorf("accepted: %v; listening on %v", d.accepts(guest), d.listeners.addrs())
+	}
+	if names := d.controlAnswer().Containers.NoProxy; !slices.Contains(names, "127.0.0.9") {
+		t.Errorf("commands are told of %q", names)
 	}
 }
 
