@@ -1,7 +1,6 @@
 package http
 
 import (
-	"bufio"
 	"net/netip"
 	"strings"
 	"testing"
@@ -105,31 +104,5 @@ func TestARuleAddedByReloadBreaksNoRunningProcess(t *testing.T) {
 	}
 	if !strings.Contains(d.stderr(), origin.Second) {
 		t.Errorf("run did not name the host that running processes cannot reach:\n%s", d.stderr())
-	}
-}
-
-// expect reads lines until one holds all words.
-func (p *process) expect(t *testing.T, words ...string) {
-	t.Helper()
-	for {
-		line := receive(t, strings.Join(words, " … ")+", stderr: "+p.stderr(), p.lines)
-		all := true
-		for _, word := range words {
-			all = all && strings.Contains(line, word)
-		}
-		if all {
-			return
-		}
-		if strings.HasPrefix(line, "failed ") {
-			t.Fatal(line)
-		}
-	}
-}
-
-// scan sends each line that a process prints; an assistant's line may be long.
-func scan(in *bufio.Scanner, lines chan<- string) {
-	in.Buffer(nil, 4<<20)
-	for in.Scan() {
-		lines <- in.Text()
 	}
 }

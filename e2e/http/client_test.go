@@ -21,17 +21,27 @@ const answerLimit = 30 * time.Second
 type client struct {
 	proxy string         // "127.0.0.1:18080"
 	roots *x509.CertPool // what containers trust
+	from  net.Addr       // an address of its own, for refusals are counted by client: 127.1.0.7
 }
 
-// connect sends a CONNECT with further lines, each "Name: value", and gives the connection and the status code. It is closed when the test ends.
-func (c *client) connect(t testing.TB, authority string, lines ...string) (net.Conn, int) {
+// dial opens a connection to the proxy. It is closed when the test ends.
+func (c *client) dial(t testing.TB) net.Conn {
 	t.Helper()
-	conn, err := net.DialTimeout("tcp", c.proxy, answerLimit)
+	dialer := net.Dialer{LocalAddr: c.from, Timeout: answerLimit}
+	conn, err := dialer.Dial("tcp", c.proxy)
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = conn.Close() })
 	_ = conn.SetDeadline(time.Now().Add(answerLimit))
+	return conn
+}
+
+// connect sends a CONNECT with further lines, each "Name: value", and gives the connection and the status code. Nothing follows the answer
+// before the client speaks, so that reading it takes no byte too many.
+func (c *client) connect(t testing.TB, authority string, lines ...string) (net.Conn, int) {
+	t.Helper()
+	conn := c.dial(t)
 	head := append([]string{"CONNECT " + authority + " HTTP/1.1", "Host: " + authority}, lines...)
 	if _, err := io.WriteString(conn, strings.Join(head, "\r\n")+"\r\n\r\n"); err != nil {
 		t.Fatal(err)
@@ -83,6 +93,12 @@ type answer struct {
 	body    string
 }
 
+// noted leaves the answer where the search for canaries finds it.
+func (a answer) noted(t testing.TB) answer {
+	theWorld(t).seen.add("answer in "+t.Name(), fmt.Sprint(a.header, a.trailer, a.body))
+	return a
+}
+
 // raw sends one HTTP/1.1 request as it stands, in an intercepted connection of its own, and reads the answer.
 func (c *client) raw(t testing.TB, authority, request string) answer {
 	t.Helper()
@@ -93,13 +109,7 @@ func (c *client) raw(t testing.TB, authority, request string) answer {
 // plain sends one request to the proxy's own port, without CONNECT.
 func (c *client) plain(t testing.TB, request string) answer {
 	t.Helper()
-	conn, err := net.DialTimeout("tcp", c.proxy, answerLimit)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(answerLimit))
-	return exchange(t, conn, request)
+	return exchange(t, c.dial(t), request)
 }
 
 // exchange writes a request on conn and reads its final answer.
@@ -114,7 +124,7 @@ func exchange(t testing.TB, conn net.Conn, request string) answer {
 		line, _, _ := strings.Cut(request, "\r\n")
 		t.Fatalf("%s: %v", line, err)
 	}
-	return a
+	return a.noted(t)
 }
 
 func readAnswer(in *bufio.Reader, method string) (answer, error) {
@@ -159,7 +169,7 @@ func do(t testing.TB, c *http.Client, r *http.Request) (answer, error) {
 	}
 	defer got.Body.Close()
 	body, err := io.ReadAll(got.Body)
-	return answer{got.StatusCode, got.Header, got.Trailer, string(body)}, err
+	return answer{got.StatusCode, got.Header, got.Trailer, string(body)}.noted(t), err
 }
 
 // request builds a request of an http.Client.

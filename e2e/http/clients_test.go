@@ -49,6 +49,9 @@ func TestCurlReachesEachServiceWithTheDockerArgumentsAlone(t *testing.T) {
 		has(t, out, "200 "+url)
 	}
 	has(t, out, "200 messages", "200 2 two", "200 large upload")
+	if line := w.main.lastLine(t, origin.Apps); !strings.HasPrefix(line.Client, "172.17.0.") || line.Decision != "injected" || line.Service != "apps" {
+		t.Errorf("audit line %+v", line)
+	}
 }
 
 func TestCurlReadsAnEventStreamEventByEvent(t *testing.T) {
@@ -91,7 +94,9 @@ func TestGitClonesAndPushesAPrivateRepositoryWithLFS(t *testing.T) {
 func TestGhAsksForItsUser(t *testing.T) {
 	w := theWorld(t)
 	t.Parallel()
-	has(t, w.main.container(t, nil, `gh api user --jq .login; gh auth token`), "octo-agent", w.placeholder(t, "GH_TOKEN"))
+	// Any user of a container must be able to read what is mounted.
+	out := w.main.container(t, []string{"--user", "1234:1234", "--env", "HOME=/tmp"}, `gh api user --jq .login; gh auth token`)
+	has(t, out, "octo-agent", w.placeholder(t, "GH_TOKEN"))
 }
 
 func TestSkopeoPushesAndPullsAPrivateImage(t *testing.T) {
