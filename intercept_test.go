@@ -217,6 +217,9 @@ func TestNoCredentialLeavesOnAnyOtherWay(t *testing.T) {
 		if strings.Contains(content, canary) || len(o.take()) > 0 {
 			t.Errorf("%q reached an upstream", c.request)
 		}
+		if strings.Contains(c.request, "https://") && p.lastLine(t).Host != "api.github.com" {
+			t.Errorf("%q: audit line %+v", c.request, p.lastLine(t))
+		}
 		conn.Close()
 	}
 }

@@ -176,20 +176,20 @@ func (c *clientConn) handleOwn(x *exchange) {
 
 // handlePlain passes on a request in absolute-form. Over plain http nothing is ever injected.
 func (c *clientConn) handlePlain(x *exchange) {
+	a, err := parseAuthority(x.r.URL.Host, schemePort(x.r.URL.Scheme))
+	if err != nil {
+		x.refuse(denied(http.StatusBadRequest, "malformed authority", "the host of the request is malformed"))
+		return
+	}
+	x.event.host = hostField(a, 443)
 	if x.r.URL.Scheme != "http" {
-		x.refuse(denied(http.StatusBadRequest, "absolute-form "+x.r.URL.Scheme, "use CONNECT for https"))
+		x.refuse(denied(http.StatusBadRequest, "absolute-form not of http", "use CONNECT for https"))
 		return
 	}
 	if x.r.URL.User != nil {
 		x.refuse(denied(http.StatusBadRequest, "userinfo in the target", "a request target holds no user name or password (RFC 9110 section 4.2.4)"))
 		return
 	}
-	a, err := parseAuthority(x.r.URL.Host, 80)
-	if err != nil {
-		x.refuse(denied(http.StatusBadRequest, "malformed authority", "the host of the request is malformed"))
-		return
-	}
-	x.event.host = hostField(a, 443)
 	n := c.p.policy.Load()
 	target := originForm(x.r)
 	d := n.rules.connect(a)
