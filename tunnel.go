@@ -25,8 +25,9 @@ type dialer struct {
 	dialerConfig
 	// guarded dials what clients name: it asks the guard about the very address that is dialed. A test puts its own
 	// names before it.
-	guarded func(ctx context.Context, network, address string) (net.Conn, error)
-	proxied net.Dialer // to the upstream proxy, which the operator named: no guard
+	guarded  func(ctx context.Context, network, address string) (net.Conn, error)
+	proxied  net.Dialer    // to the upstream proxy, which the operator named: no guard
+	resolver *net.Resolver // for names that an upstream proxy is to dial
 }
 
 // dialerConfig is what a dialer is made of.
@@ -44,6 +45,7 @@ func newDialer(c dialerConfig) *dialer {
 	d := &dialer{dialerConfig: c}
 	d.guarded = (&net.Dialer{Timeout: dialWait, ControlContext: d.control}).DialContext
 	d.proxied = net.Dialer{Timeout: dialWait}
+	d.resolver = net.DefaultResolver
 	return d
 }
 
@@ -102,7 +104,7 @@ func (d *dialer) route(ctx context.Context, scheme string, a authority) (*url.UR
 	}
 	ctx, cancel := context.WithTimeout(ctx, dialWait)
 	defer cancel()
-	ips, _ := net.DefaultResolver.LookupNetIP(ctx, "ip", a.host)
+	ips, _ := d.resolver.LookupNetIP(ctx, "ip", a.host)
 	for _, ip := range ips {
 		if err := d.guard.check(netip.AddrPortFrom(ip.Unmap(), a.port)); err != nil {
 			return nil, err
