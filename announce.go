@@ -11,7 +11,8 @@ const (
 	keyConfig = "config"
 )
 
-// announce says in one line each what is on, off and why. notices are the CA's.
+// announce says in one line each what is on, off and why. notices are the CA's. It comes when all is open: whoever reads
+// "listening on" can connect.
 func (d *daemon) announce(notices []string) {
 	c := d.config.Load()
 	d.log.Info("muxproxy "+version(), "pid", os.Getpid(), "mux_dir", d.muxDir, keyConfig, describeConfig(c))

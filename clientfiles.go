@@ -107,7 +107,8 @@ func openClientDir(muxDir string) (*os.Root, error) {
 	return parent.OpenRoot("client")
 }
 
-// removeLeftovers removes temporary files that are too old to be another process's work.
+// removeLeftovers removes temporary files that are too old to be another process's work: a process that writes one
+// renames it within milliseconds.
 func removeLeftovers(root *os.Root, dir string) {
 	entries, _ := fs.ReadDir(root.FS(), dir) // what cannot be listed is met again when it is written to
 	for _, e := range entries {
@@ -128,7 +129,8 @@ func upToDate(dir *os.Root, f clientFile) bool {
 	return err == nil && bytes.Equal(content, f.content)
 }
 
-// replaceFile writes f under another name and renames it.
+// replaceFile writes f under another name and renames it. After an error no temporary file is left, and the old file is
+// as it was. Containers mount the directory, so they see the new file; in a mount of the file alone they would not.
 func replaceFile(dir *os.Root, f clientFile) error {
 	temp := path.Join(path.Dir(f.name), tempPrefix+rand.Text())
 	w, err := dir.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)

@@ -28,7 +28,8 @@ type control struct {
 	answer   func() controlAnswer // may be called at any time
 }
 
-// openControl opens the socket of muxDir. The caller holds run.lock: a socket that is there is one that a killed daemon left.
+// openControl opens the socket of muxDir. The caller holds run.lock: a socket that is there is one that a killed daemon
+// left. answer is called for each connection, from the goroutine of serve. The caller closes the control.
 func openControl(muxDir string, answer func() controlAnswer) (*control, error) {
 	path := socketPath(muxDir)
 	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -70,10 +71,11 @@ func (c *control) serve(ctx context.Context) error {
 	}
 }
 
-// close removes the socket. It may be called more than once.
+// close removes the socket (net unlinks what it has bound). It may be called more than once.
 func (c *control) close() { c.listener.Close() }
 
-// askDaemon asks the daemon of muxDir; nil where none runs.
+// askDaemon asks the daemon of muxDir; nil where none runs: there is no socket, or a killed one left it. An error means
+// that one runs and does not answer within five seconds, so that nobody may take its place.
 func askDaemon(ctx context.Context, muxDir string) (*controlAnswer, error) {
 	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
 	defer cancel()

@@ -57,8 +57,9 @@ func dockerArgs(v containerView) []string {
 	return args
 }
 
-// proxyEnv names the proxy. Both cases are needed: wget, ruby and curl for http:// read the lower one alone, and the
-// `proxies` of ~/.docker/config.json may have set the other. Node needs to be told to look, yarn 3 reads its own names.
+// proxyEnv names the proxy, and what is reached without it. Both cases are needed: wget, ruby and curl for http:// read
+// the lower one alone, and the `proxies` of ~/.docker/config.json may have set the other. Node has to be told to look at
+// them, and yarn 3 reads names of its own.
 func proxyEnv(v containerView) []string {
 	proxy := "http://" + v.DockerHost + ":" + strconv.Itoa(int(v.HTTPPort))
 	direct := strings.Join(v.NoProxy, ",")
@@ -115,7 +116,8 @@ func serviceEnvs(services []serviceEnv) []string {
 	return env
 }
 
-// formatArgs renders arguments for stdout, with a final newline. format is "words", "shell", "lines" or "json".
+// formatArgs renders arguments for stdout, with a final newline. format is "words", "shell", "lines" or "json"; another
+// is a usageError. What a format cannot carry unchanged is an error that names the formats which can.
 func formatArgs(args []string, format string) (string, error) {
 	switch format {
 	case "words":
@@ -157,7 +159,7 @@ func unsafeWord(r rune) bool {
 	return unicode.IsSpace(r) || unicode.IsControl(r) || strings.ContainsRune("\"'`\\$*?[]", r)
 }
 
-// shellQuote quotes s for a POSIX shell where it has to be.
+// shellQuote quotes s for a POSIX shell where it has to be: "a b" becomes 'a b', "/a/b" stays.
 func shellQuote(s string) string {
 	safe := func(r rune) bool {
 		return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("-_./:=,@%+", r)

@@ -47,7 +47,7 @@ func checkUpstreamProxies(ctx context.Context, env *httpproxy.Config, c *config,
 	return nil
 }
 
-// proxyAddress takes a proxy variable apart; a value without a scheme is an http one. The value may hold a password, so
+// proxyAddress takes a proxy variable apart: "http://proxy.corp.example:3128" gives its host and 3128; a value without a scheme is an http one. The value may hold a password, so
 // no error shows it.
 func proxyAddress(value string) (host string, port uint16, err error) {
 	if !strings.Contains(value, "://") {

@@ -81,7 +81,8 @@ func (d *daemon) answerHealth(loopback bool) (code int, body []byte) {
 	return code, append(body, '\n')
 }
 
-// healthReport judges every part as it is now.
+// healthReport judges every part as it is now: it looks at the secret files, and a broken audit log gets another try.
+// It may be called at any time, by many at once.
 func (d *daemon) healthReport() healthReport {
 	r := healthReport{Listen: []string{}, NotListen: d.listeners.degraded()}
 	for _, l := range d.listeners.addrs() {

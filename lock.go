@@ -49,7 +49,7 @@ func (l *runLock) sign() error {
 	return nil
 }
 
-// release empties the file and gives the lock up.
+// release empties the file and gives the lock up. Another call does nothing.
 func (l *runLock) release() {
 	l.file.Truncate(0) // a reader that still finds the pid is only told of a process that has gone
 	l.file.Close()
@@ -72,7 +72,8 @@ func heldError(muxDir string, pid int) error {
 		fmt.Sprintf("run kill -HUP %d to reload it, kill %d to stop it, or give another --mux-dir", pid, pid)}
 }
 
-// openMuxDir makes the mux-dir where there is none. One that others can reach is refused: keys are written into it.
+// openMuxDir makes the mux-dir where there is none, with mode 0700. One that others can reach is refused, since keys are
+// written into it, and never repaired: who opened it up may have put something there. A link to a directory will do.
 func openMuxDir(dir string) error {
 	if err := checkSocketPath(socketPath(dir)); err != nil {
 		return err

@@ -23,7 +23,8 @@ func main() {
 	os.Exit(report(os.Stderr, err))
 }
 
-// command is one row of the command table.
+// command is one row of the command table. The help texts and the usage errors are made from the table, so a command
+// that is not in it does not exist.
 type command struct {
 	name  string                                        // "run"
 	help  string                                        // one line of the manual
@@ -31,7 +32,8 @@ type command struct {
 	run   func(ctx context.Context, i invocation) error // does the work
 }
 
-// options are the values of all flags; a command reads those that it has.
+// options are the values of all flags; a command reads those that it has. The zero value of each is what holds where the
+// command has no such flag.
 type options struct {
 	configFlag, muxDirFlag           string // as typed; see locate
 	noHTTP, noKube, noTalos, noProxy bool
@@ -40,7 +42,8 @@ type options struct {
 	newCA                            bool
 }
 
-// invocation is what a command gets: its flags and its view of the process.
+// invocation is what a command gets: its flags and its view of the process. A command finds its place with locate, since
+// version needs none.
 type invocation struct {
 	options
 	place
@@ -66,6 +69,7 @@ func commands() []command {
 	}
 }
 
+// runFlags are the flags of run alone.
 func runFlags(f *flag.FlagSet, o *options) {
 	f.BoolVar(&o.noHTTP, "no-http", false, "leave the http plane off; its port answers /proxy/health alone")
 	f.BoolVar(&o.noKube, "no-kube", false, "leave the kube plane off")
@@ -75,11 +79,13 @@ func runFlags(f *flag.FlagSet, o *options) {
 	f.StringVar(&o.logFormat, "log-format", "text", "the `FORMAT` of the log on stderr: text or json")
 }
 
+// printFlags are the flags of print-docker-args alone.
 func printFlags(f *flag.FlagSet, o *options) {
 	f.BoolVar(&o.noProxy, "no-proxy", false, "print none of the arguments of the http plane")
 	f.StringVar(&o.format, "format", "words", "the `FORMAT`: words (for $(…)), shell (for eval), lines or json")
 }
 
+// genFlags are the flags of gen-configs alone.
 func genFlags(f *flag.FlagSet, o *options) {
 	f.BoolVar(&o.newCA, "new-ca", false, "start the certificate authority afresh; running containers then have to be restarted")
 }
@@ -152,7 +158,8 @@ func wantsHelp(args []string) bool {
 	return slices.ContainsFunc(args, func(a string) bool { return a == "-h" || a == "-help" || a == "--help" })
 }
 
-// locate finds the mux-dir and the config file.
+// locate finds the mux-dir (--mux-dir, then MUX_DIR, then ~/.mux) and the config file (--config, then proxy.toml in the
+// mux-dir). Nothing is opened. The error is of a user without HOME who named no path.
 func (o *options) locate(getenv func(string) string) (place, error) {
 	p := place{home: getenv("HOME"), chosen: o.configFlag != ""}
 	dir := o.muxDirFlag
@@ -176,7 +183,8 @@ func (o *options) locate(getenv func(string) string) (place, error) {
 	return p, err
 }
 
-// absolute makes a path from a flag or variable absolute. A shell leaves the ~ of --mux-dir=~/x as it is.
+// absolute makes a path from a flag or variable absolute. A shell leaves the ~ of --mux-dir=~/x as it is, and a service
+// manager that of MUX_DIR.
 func absolute(path, home string) (string, error) {
 	if rest, ok := strings.CutPrefix(path, "~/"); ok {
 		if home == "" {
@@ -191,13 +199,14 @@ func absolute(path, home string) (string, error) {
 	return abs, nil
 }
 
-// signals are what the operator tells a running daemon.
+// signals are what the operator tells a running daemon. A nil channel is one on which nothing comes.
 type signals struct {
 	stop   <-chan os.Signal // the first drains, the second ends at once
 	reload <-chan os.Signal
 }
 
-// runDaemon is `muxproxy run`.
+// runDaemon is `muxproxy run`. It returns nil after a drain, errCutShort after a second signal, and any other error
+// where the daemon could not start or lost a listener.
 func runDaemon(ctx context.Context, i invocation) error {
 	log, err := newLogger(i.stderr, i.logLevel, i.logFormat)
 	if err != nil {
@@ -224,7 +233,7 @@ func runDaemon(ctx context.Context, i invocation) error {
 	return d.serve(ctx, signals{stop, reload})
 }
 
-// newLogger makes the one logger of the process.
+// newLogger makes the one logger of the process; level is "debug" to "error", format "text" or "json".
 func newLogger(w io.Writer, level, format string) (*slog.Logger, error) {
 	var o slog.HandlerOptions
 	var l slog.Level
@@ -241,6 +250,7 @@ func newLogger(w io.Writer, level, format string) (*slog.Logger, error) {
 	return nil, &usageError{err: fmt.Errorf("flag --log-format %q: no such format", format), hint: "formats: text, json"}
 }
 
+// printVersion is `muxproxy version`: "muxproxy v1.0.0 go1.26.0 linux/amd64".
 func printVersion(_ context.Context, i invocation) error {
 	_, err := fmt.Fprintln(i.stdout, "muxproxy", version(), runtime.Version(), runtime.GOOS+"/"+runtime.GOARCH)
 	return err

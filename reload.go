@@ -8,10 +8,12 @@ import (
 	"time"
 )
 
-// renewEvery is how often the CA is asked whether one of its authorities needs a successor.
+// renewEvery is how often the CA is asked whether one of its authorities needs a successor, which is added 30 days
+// before the end: often enough for a daemon that runs for years, too rare to cost anything.
 const renewEvery = 24 * time.Hour
 
-// reloads answers SIGHUP, one after the other, until ctx is done, and keeps the CA fresh in between.
+// reloads answers SIGHUP, one after the other, until ctx is done, and keeps the CA fresh in between. A SIGHUP that comes
+// during a reload is answered by one more. An error is told here and ends nothing.
 func (d *daemon) reloads(ctx context.Context, reload <-chan os.Signal) {
 	renew := time.NewTicker(renewEvery)
 	defer renew.Stop()
@@ -77,7 +79,8 @@ func (d *daemon) cover(c *config) error {
 	return nil
 }
 
-// keepFixed puts back into c what only a restart can change, and names those keys that differ.
+// keepFixed puts back into c what only a restart can change, since the listeners and the CA were opened with it, and
+// names those keys that differ.
 func keepFixed(c, old *config) (changed []string) {
 	keep := func(key string, differs bool) {
 		if differs {

@@ -16,8 +16,12 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// daemon is one `muxproxy run`: all its parts, open before the first Accept. The Go runtime has raised the soft limit of
-// open files to the hard one by then (package os does at its start).
+// daemon is one `muxproxy run`: all its parts, open before the first Accept. It makes no connection of its own and sends
+// nothing anywhere. The Go runtime has raised the soft limit of open files to the hard one by then (package os does at
+// its start).
+//
+// Its life is openDaemon, serve, close. After openDaemon only a lost listener ends it by itself: whatever goes wrong with
+// a connection, a credential or a reload is told and survived.
 type daemon struct {
 	// Set once in openDaemon.
 
@@ -44,13 +48,14 @@ type daemon struct {
 	unwatched atomic.Bool // the host's networks are no longer followed
 }
 
-// maxClientConns bounds the connections of one client address.
+// maxClientConns bounds the connections of one client address, over all planes (spec 6.10).
 const maxClientConns = 1024
 
 // errCutShort is what run ends with when the operator did not wait for the drain.
 var errCutShort = errors.New("drain connections: a second signal cut it short")
 
-// openDaemon opens all parts, and says what is on, off and why. The caller closes the daemon.
+// openDaemon opens all parts, and says what is on, off and why. The caller closes the daemon. After an error nothing is
+// open: what was opened before it is closed again, in the same order as at the end.
 func openDaemon(ctx context.Context, i invocation, log *slog.Logger) (*daemon, error) {
 	d := &daemon{invocation: i, log: log}
 	notices, err := d.openState()
@@ -65,7 +70,8 @@ func openDaemon(ctx context.Context, i invocation, log *slog.Logger) (*daemon, e
 	return d, nil
 }
 
-// openState opens what is on disk: the mux-dir and its lock, config, CA, credentials, audit log, the containers' files.
+// openState opens what is on disk: the mux-dir and its lock, config, audit log, CA, credentials, the containers' files.
+// The lock comes first, so that two daemons never write one mux-dir. notices are the CA's lines for the operator.
 func (d *daemon) openState() (notices []string, err error) {
 	if err := openMuxDir(d.muxDir); err != nil {
 		return nil, err
@@ -98,7 +104,8 @@ func (d *daemon) writeTrust(c *config) error {
 	return err
 }
 
-// openPlanes opens the listeners and builds what serves on them.
+// openPlanes opens the listeners and builds what serves on them. The control socket comes last: who can ask it may rely
+// on every port being open.
 func (d *daemon) openPlanes(ctx context.Context) error {
 	c := d.config.Load()
 	n, err := readNetworks()
@@ -169,7 +176,8 @@ func (d *daemon) serve(ctx context.Context, s signals) error {
 	return errors.Join(g.Wait(), d.drain(s))
 }
 
-// drain waits for the connections that are left, as long as the operator and the drain time allow.
+// drain waits for the connections that are left, as long as the operator and the drain time allow; those that are left
+// then are closed. Only the operator's second signal is an error: a tunnel may well outlive any drain time.
 func (d *daemon) drain(s signals) error {
 	ctx, cancel := context.WithTimeout(context.Background(), d.config.Load().drain)
 	defer cancel()
@@ -210,7 +218,8 @@ func (d *daemon) follow(n *networks) {
 	d.listeners.update(n)
 }
 
-// close gives up what is open, the lock last. It may be called on a half-opened daemon.
+// close gives up what is open, the lock last, so that the next daemon finds the rest free. It may be called on a
+// half-opened daemon, and again.
 func (d *daemon) close() {
 	if d.control != nil {
 		d.control.close()

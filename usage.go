@@ -8,7 +8,7 @@ import (
 	"strings"
 )
 
-// usageError says that the command line was wrong: exit code 2.
+// usageError says that the command line was wrong: exit code 2. Nothing was opened or written then.
 type usageError struct {
 	err  error
 	hint string // the next thing to type
@@ -17,7 +17,10 @@ type usageError struct {
 func (e *usageError) Error() string { return e.err.Error() }
 func (e *usageError) Unwrap() error { return e.err }
 
-// hintError is a failure whose way out is known.
+// hintError is a failure whose way out is known. The hint is a line of its own, so that the error stays one line:
+//
+//	muxproxy: lock mux-dir "/home/u/.mux": muxproxy runs there already with pid 4711
+//	muxproxy: hint: run kill -HUP 4711 to reload it, kill 4711 to stop it, or give another --mux-dir
 type hintError struct {
 	err  error
 	hint string // the next thing to type, "" for none
@@ -47,7 +50,8 @@ func report(w io.Writer, err error) int {
 	return code
 }
 
-// printHelp writes the manual of the command that args name, or the whole one.
+// printHelp writes the manual of the command that args name, or the whole one. Help that was asked for is data: it goes
+// to stdout and is no error, even where the rest of args is wrong.
 func printHelp(w io.Writer, args []string) error {
 	for _, a := range args {
 		for _, c := range commands() {
@@ -68,6 +72,7 @@ func printHelp(w io.Writer, args []string) error {
 	return err
 }
 
+// printCommandHelp writes what one command does and which flags it takes.
 func printCommandHelp(w io.Writer, c command) error {
 	var b strings.Builder
 	fmt.Fprintf(&b, "Usage: muxproxy %s [flags]\n\n%s\n\nFlags:\n", c.name, c.help)

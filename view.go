@@ -74,7 +74,8 @@ func serviceEnvsOf(status []credentialStatus) []serviceEnv {
 	return services
 }
 
-// printDockerArgs is `muxproxy print-docker-args`.
+// printDockerArgs is `muxproxy print-docker-args`. It makes what the arguments mount, so it may be the first command of
+// all. stdout gets the arguments or, after an error, nothing.
 func printDockerArgs(ctx context.Context, i invocation) error {
 	if _, err := formatArgs(nil, i.format); err != nil {
 		return err
@@ -121,7 +122,7 @@ func (i *invocation) open(ctx context.Context) (daemon *controlAnswer, err error
 	return askDaemon(ctx, i.muxDir)
 }
 
-// load reads the config; a default one may be missing.
+// load reads the config anew, at a start and at each reload; only a file that --config named has to exist.
 func (i *invocation) load() (*config, error) {
 	file := i.config
 	if _, err := os.Lstat(file); !i.chosen && errors.Is(err, fs.ErrNotExist) {
@@ -138,7 +139,8 @@ func (i *invocation) load() (*config, error) {
 // get empty directories in their place.
 func (i *invocation) viewOf(daemon *controlAnswer) (containerView, error) {
 	fmt.Fprintf(i.stderr, "muxproxy: asked the running muxproxy (pid %d)\n", daemon.PID)
-	if slices.ContainsFunc(clientFiles(nil, nil), func(f clientFile) bool { return !exists(i.muxDir, "client", f.name) }) || !exists(i.muxDir, caFileName) {
+	missing := func(f clientFile) bool { return !exists(i.muxDir, "client", f.name) }
+	if !exists(i.muxDir, caFileName) || slices.ContainsFunc(clientFiles(nil, nil), missing) {
 		c, err := i.load()
 		if err == nil {
 			_, err = i.makeClientFiles(c, daemon.PID, false)
@@ -167,7 +169,7 @@ func (i *invocation) ownView() (containerView, error) {
 	return newContainerView(c, newCredentials(c.rules, c.secretsDir, i.getenv, nil), n, true), nil
 }
 
-// genConfigs is `muxproxy gen-configs`.
+// genConfigs is `muxproxy gen-configs`. What it wrote is told on stderr.
 func genConfigs(ctx context.Context, i invocation) error {
 	daemon, err := i.open(ctx)
 	if err != nil {
