@@ -135,6 +135,23 @@ func TestRequestsArriveAsSent(t *testing.T) {
 	}
 }
 
+func TestARequestWithoutContentIsSentWithout(t *testing.T) {
+	p, o := githubProxy(t, func(http.ResponseWriter, *http.Request) {})
+	for _, version := range []int{1, 2} {
+		for _, method := range []string{"GET", "DELETE"} {
+			r, _ := http.NewRequest(method, "https://api.github.com/", nil)
+			res, err := p.client(t, version).Do(r)
+			if err != nil {
+				t.Fatalf("HTTP/%d: %v", version, err)
+			}
+			res.Body.Close()
+			if got := o.take()[0]; len(got.TransferEncoding) > 0 || got.ContentLength != 0 {
+				t.Errorf("HTTP/%d: the upstream got %s with content: %v", version, method, got.TransferEncoding)
+			}
+		}
+	}
+}
+
 func TestInterimAnswersAndTrailersReachTheClient(t *testing.T) {
 	p, _ := githubProxy(t, func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("Link", "</a>")

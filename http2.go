@@ -87,10 +87,11 @@ func (s *http2Server) Close() error {
 
 func (s *http2Server) Addr() net.Addr { return &net.TCPAddr{} }
 
-// body2 puts a requestBody in the place of the content of out, a copy of the HTTP/2 request in.
+// body2 puts a requestBody in the place of the content of out, a copy of the HTTP/2 request in. net/http's server gives every
+// HTTP/2 request a Body; one without content has the ContentLength 0.
 func body2(in, out *http.Request) *requestBody {
 	b := &requestBody{Reader: in.Body, in: in, out: out, clean: removeHopByHop, buffered: func() int { return 0 }}
-	if in.Body == nil || in.Body == http.NoBody {
+	if in.Body == nil || in.ContentLength == 0 {
 		out.Body = http.NoBody
 		b.done.Store(true)
 		return b
