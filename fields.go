@@ -148,3 +148,11 @@ func dropParameter(target, name string) string {
 	}
 	return kept
 }
+
+// validLine tells whether method and target make a request line that every server reads alike (RFC 9112 §3). HTTP/2 frames let
+// blanks through in both, and the standard parsers "#" in the target.
+func validLine(r *http.Request) bool {
+	return httpguts.ValidHeaderFieldName(r.Method) && !strings.ContainsFunc(r.RequestURI, func(c rune) bool {
+		return c <= ' ' || c == '#' || c == 0x7f
+	})
+}

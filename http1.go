@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/url"
 	"strconv"
 	"strings"
 	"sync"
@@ -91,9 +92,12 @@ func (c *http1Conn) read() (*http.Request, error) {
 // headError tells what a parser's error means to the client.
 func headError(err error) error {
 	var netErr net.Error
+	var target *url.Error // a net.Error by its methods alone
 	switch {
 	case errors.Is(err, errHeadTooLarge):
 		return &badRequest{http.StatusRequestHeaderFieldsTooLarge, "the header section is larger than 64 KiB"}
+	case errors.As(err, &target):
+		return &badRequest{http.StatusBadRequest, "the request target is malformed"}
 	case errors.As(err, &netErr), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):
 		return err
 	case strings.Contains(err.Error(), "unsupported transfer encoding"):
@@ -113,7 +117,15 @@ func checkRequest(r *http.Request) error {
 	if !httpguts.ValidHostHeader(r.Host) {
 		return &badRequest{http.StatusBadRequest, "the Host field is malformed"}
 	}
-	for name, values := range r.Header {
+	if expect := r.Header["Expect"]; len(expect) > 0 && !httpguts.HeaderValuesContainsToken(expect[:1], "100-continue") {
+		return &badRequest{http.StatusExpectationFailed, "the only expectation is 100-continue"}
+	}
+	return checkFields(r.Header)
+}
+
+// checkFields refuses malformed field lines of a header or trailer section; http.ReadRequest lets "name : value" pass.
+func checkFields(h http.Header) error {
+	for name, values := range h {
 		if !httpguts.ValidHeaderFieldName(name) {
 			return &badRequest{http.StatusBadRequest, "a field name is malformed"}
 		}
@@ -144,6 +156,9 @@ func (b *requestBody) Read(p []byte) (int, error) {
 	n, err := b.Reader.Read(p)
 	b.read.Add(int64(n))
 	if err == io.EOF && !b.done.Load() {
+		if bad := checkFields(b.in.Trailer); bad != nil {
+			return n, bad
+		}
 		b.clean(b.in.Trailer)
 		b.out.Trailer = b.in.Trailer
 		b.done.Store(true)

@@ -160,6 +160,8 @@ func (s *intercepted) mismatch(r *http.Request) *refusal {
 		return denied(http.StatusBadRequest, "CONNECT inside", "there is no CONNECT inside an intercepted connection")
 	case !validTarget(r.RequestURI, r.Method):
 		return denied(http.StatusBadRequest, "request target", "an intercepted connection takes requests in origin-form")
+	case !validLine(r):
+		return denied(http.StatusBadRequest, "request line", "the method is no token, or the target holds a blank, a control byte or #, which servers read in different ways")
 	case s.otherSNI, r.Host != "" && !s.names(r.Host), r.Host == "" && r.ProtoAtLeast(1, 1),
 		len(fields) > 1, len(fields) == 1 && !s.names(fields[0]):
 		return denied(http.StatusMisdirectedRequest, "authority mismatch", "the host of the request or of its TLS handshake differs from the CONNECT authority "+s.a.String()+": open a connection for each host")

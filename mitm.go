@@ -186,6 +186,10 @@ func (c *clientConn) handlePlain(x *exchange) {
 		x.refuse(denied(http.StatusBadRequest, "absolute-form not of http", "use CONNECT for https"))
 		return
 	}
+	if !validLine(x.r) {
+		x.refuse(denied(http.StatusBadRequest, "request line", "the target holds #, which servers read in different ways"))
+		return
+	}
 	if x.r.URL.User != nil {
 		x.refuse(denied(http.StatusBadRequest, "userinfo in the target", "a request target holds no user name or password (RFC 9110 section 4.2.4)"))
 		return
