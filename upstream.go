@@ -18,7 +18,8 @@ const (
 	upstreamIdle    = 90 * time.Second // after which a kept connection is closed
 	upstreamWait    = 15 * time.Minute // for the head of an answer: models think for minutes
 	upstreamTLSWait = 10 * time.Second
-	upstreamHead    = 1 << 20 // bytes of an answer's head
+	upstreamHead    = 1 << 20     // bytes of an answer's head
+	continueWait    = time.Second // for 100, before content is sent without it; curl waits as long
 )
 
 // upstream sends requests to the servers that clients name: an http.RoundTripper over a pool of HTTP/1.1 connections that

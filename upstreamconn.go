@@ -11,6 +11,7 @@ import (
 	"net/http/httptrace"
 	"net/textproto"
 	"net/url"
+	"os"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -68,6 +69,21 @@ func (c *upstreamConn) quiet() bool {
 	return err == nil && quiet
 }
 
+// empty tells whether nothing that was read behind an answer is left, in the buffer or in the TLS connection, which reads
+// whole records: it would be taken for the next request's answer. What the socket holds is quiet's to see.
+func (c *upstreamConn) empty() bool {
+	if c.br.Buffered() > 0 {
+		return false
+	}
+	if c.conn == c.sock {
+		return true
+	}
+	c.conn.SetReadDeadline(time.Unix(1, 0)) // TLS gives what it has before it asks the socket
+	_, err := c.conn.Read(make([]byte, 1))
+	c.conn.SetReadDeadline(time.Time{})
+	return errors.Is(err, os.ErrDeadlineExceeded)
+}
+
 // errNothingBack marks an error that came before the first byte of an answer.
 var errNothingBack = errors.New("no answer")
 
@@ -84,12 +100,13 @@ func (c *upstreamConn) roundTrip(r *http.Request) (*http.Response, error) {
 		b.abandon()
 		return nil, b.cause(fmt.Errorf("%w: %w", errNothingBack, err))
 	}
-	res, err := c.readHead(r)
+	res, err := c.readHead(b)
+	b.goAhead(false)
 	if err != nil {
 		b.abandon()
 		return nil, b.cause(err)
 	}
-	b.keep = !res.Close && res.ProtoAtLeast(1, 1)
+	b.keep = !res.Close && res.ProtoAtLeast(1, 1) && (b.ahead == nil || b.continued)
 	if res.StatusCode == http.StatusSwitchingProtocols {
 		res.Body = &upgradedBody{upstreamBody: b}
 		return res, nil
@@ -115,7 +132,8 @@ func (b *upstreamBody) cause(err error) error {
 func (c *upstreamConn) abort() { c.sock.Close() }
 
 // readHead reads the answer's head; 1xx but 101 go to httptrace's Got1xxResponse.
-func (c *upstreamConn) readHead(r *http.Request) (*http.Response, error) {
+func (c *upstreamConn) readHead(b *upstreamBody) (*http.Response, error) {
+	r := b.r
 	c.conn.SetReadDeadline(time.Now().Add(c.u.wait))
 	c.lim.left = upstreamHead
 	if _, err := c.br.Peek(1); err != nil {
@@ -130,6 +148,10 @@ func (c *upstreamConn) readHead(r *http.Request) (*http.Response, error) {
 			c.lim.left = 1<<63 - 1
 			c.conn.SetReadDeadline(time.Time{})
 			return res, nil
+		}
+		if res.StatusCode == http.StatusContinue {
+			b.continued = true
+			b.goAhead(true)
 		}
 		if trace := httptrace.ContextClientTrace(r.Context()); trace != nil && trace.Got1xxResponse != nil {
 			if err := trace.Got1xxResponse(res.StatusCode, textproto.MIMEHeader(res.Header)); err != nil {
@@ -230,6 +252,9 @@ type upstreamBody struct {
 
 	sent chan error  // holds the sender's result; nil where there is no sender
 	left atomic.Bool // the client's content broke off: the sender has closed the connection
+
+	ahead     chan bool // tells a sender that awaits 100 whether to send; nil where it does not
+	continued bool      // 100 came
 }
 
 // send writes the request: all of it where its content is at hand or there is none, else its head, and starts the sender.
@@ -239,7 +264,9 @@ func (b *upstreamBody) send() error {
 	if !hasBody(r) {
 		return c.bw.Flush()
 	}
-	if r.ContentLength > 0 && r.ContentLength <= int64(buffered(r.Body)) {
+	if r.Header["Expect"] != nil {
+		b.ahead = make(chan bool, 1)
+	} else if r.ContentLength > 0 && r.ContentLength <= int64(buffered(r.Body)) {
 		return c.writeContent(r)
 	}
 	if err := c.bw.Flush(); err != nil {
@@ -248,7 +275,10 @@ func (b *upstreamBody) send() error {
 	b.sent = make(chan error, 1)
 	// Close and abandon wait for it, after they have cut both of its ends.
 	go func() {
-		err := c.writeContent(r)
+		err := b.awaitContinue()
+		if err == nil {
+			err = c.writeContent(r)
+		}
 		if errors.Is(err, errClientContent) {
 			b.left.Store(true)
 			c.abort()
@@ -256,6 +286,35 @@ func (b *upstreamBody) send() error {
 		b.sent <- err
 	}()
 	return nil
+}
+
+// errNotContinued is the sender's result where the server answered for good instead of with 100.
+var errNotContinued = errors.New("answered before 100")
+
+// awaitContinue holds content back until the server has asked for it or time is up: a server that answers for good without
+// reading it could take it for the next request on the connection (RFC 9110 §10.1.1).
+func (b *upstreamBody) awaitContinue() error {
+	if b.ahead == nil {
+		return nil
+	}
+	t := time.NewTimer(continueWait)
+	defer t.Stop()
+	select {
+	case ahead := <-b.ahead:
+		if !ahead {
+			return errNotContinued
+		}
+	case <-t.C:
+	}
+	return nil
+}
+
+// goAhead tells the sender that awaits 100, if there is one, whether to send. The first word counts.
+func (b *upstreamBody) goAhead(ahead bool) {
+	select {
+	case b.ahead <- ahead:
+	default:
+	}
 }
 
 // errClientContent marks an error in reading the request's content, in contrast to one in sending it.
@@ -323,7 +382,7 @@ func (b *upstreamBody) Close() error {
 	}
 	b.done = true
 	undisturbed := b.stop()
-	if b.eof && b.keep && undisturbed && b.sentAll() && b.c.br.Buffered() == 0 {
+	if b.eof && b.keep && undisturbed && b.sentAll() && b.c.empty() {
 		b.c.u.put(b.c)
 		return nil
 	}
@@ -350,6 +409,7 @@ func (b *upstreamBody) sentAll() bool {
 // abandon closes the connection, cuts the sender off and waits for it.
 func (b *upstreamBody) abandon() {
 	b.stop()
+	b.goAhead(false)
 	b.c.abort()
 	if b.r.Body != nil {
 		b.r.Body.Close()
