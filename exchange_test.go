@@ -135,19 +135,22 @@ func TestRequestsArriveAsSent(t *testing.T) {
 	}
 }
 
-func TestARequestWithoutContentIsSentWithout(t *testing.T) {
-	p, o := githubProxy(t, func(http.ResponseWriter, *http.Request) {})
-	for _, version := range []int{1, 2} {
-		for _, method := range []string{"GET", "DELETE"} {
-			r, _ := http.NewRequest(method, "https://api.github.com/", nil)
-			res, err := p.client(t, version).Do(r)
-			if err != nil {
-				t.Fatalf("HTTP/%d: %v", version, err)
-			}
-			res.Body.Close()
-			if got := o.take()[0]; len(got.TransferEncoding) > 0 || got.ContentLength != 0 {
-				t.Errorf("HTTP/%d: the upstream got %s with content: %v", version, method, got.TransferEncoding)
-			}
+func TestAnHTTP2RequestWithoutContentIsSentWithoutAny(t *testing.T) {
+	p, o := githubProxy(t, func(w http.ResponseWriter, r *http.Request) {})
+	client := p.client(t, 2)
+	for _, method := range []string{"GET", "HEAD", "DELETE", "POST", "OPTIONS"} {
+		r, _ := http.NewRequest(method, "https://api.github.com/x", nil)
+		if method == "OPTIONS" {
+			r.URL.Opaque = "*"
+		}
+		res, err := client.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		res.Body.Close()
+		got := o.take()
+		if len(got) != 1 || got[0].Method != method || got[0].RequestURI == "*" != (method == "OPTIONS") || got[0].TransferEncoding != nil || got[0].ContentLength != 0 {
+			t.Errorf("%s: the upstream got %d requests: %+v", method, len(got), got)
 		}
 	}
 }
@@ -334,7 +337,6 @@ func TestWebSocketIsRelayedAndNoOtherUpgrade(t *testing.T) {
 func TestExpectIsPassedOnAndAnsweredByTheUpstream(t *testing.T) {
 	p, o := githubProxy(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/no" {
-			w.Header().Set("Connection", "close")
 			w.WriteHeader(417)
 			return
 		}
@@ -361,8 +363,8 @@ func TestExpectIsPassedOnAndAnsweredByTheUpstream(t *testing.T) {
 	}
 	io.WriteString(conn, head("/no"))
 	res, err = http.ReadResponse(br, nil)
-	if err != nil || res.StatusCode != 417 {
-		t.Fatalf("answer %v, %v", res, err)
+	if err != nil || res.StatusCode != 417 || !res.Close {
+		t.Fatalf("answer %v, %v; a client that sends its next request must know that the connection ends", res, err)
 	}
 	if _, err := br.ReadByte(); err != io.EOF {
 		t.Errorf("the connection goes on although the content was never sent: %v", err)

@@ -44,7 +44,9 @@ func newHTTP2Server(log *slog.Logger) *http2Server {
 		IdleTimeout:       idleWait,
 		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: maxStreams},
 		Protocols:         new(http.Protocols),
-		ErrorLog:          slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+		// "OPTIONS *" asks the upstream, not us.
+		DisableGeneralOptionsHandler: true,
+		ErrorLog:                     slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
 	s.server.Protocols.SetHTTP2(true)
 	return s
@@ -87,11 +89,11 @@ func (s *http2Server) Close() error {
 
 func (s *http2Server) Addr() net.Addr { return &net.TCPAddr{} }
 
-// body2 puts a requestBody in the place of the content of out, a copy of the HTTP/2 request in. net/http's server gives every
-// HTTP/2 request a Body; one without content has the ContentLength 0.
+// body2 puts a requestBody in the place of the content of out, a copy of the HTTP/2 request in. Its length is 0 only where there
+// is none, -1 where it is not told; the server's Body is never http.NoBody.
 func body2(in, out *http.Request) *requestBody {
 	b := &requestBody{Reader: in.Body, in: in, out: out, clean: removeHopByHop, buffered: func() int { return 0 }}
-	if in.Body == nil || in.ContentLength == 0 {
+	if in.ContentLength == 0 {
 		out.Body = http.NoBody
 		b.done.Store(true)
 		return b

@@ -55,7 +55,7 @@ func newOrigin(t testing.TB, handler http.HandlerFunc) *testOrigin {
 	var issue func(*tls.ClientHelloInfo) (*tls.Certificate, error)
 	o.root, issue = originIssuer(t)
 	o.roots.AddCert(o.root)
-	o.Server = &http.Server{ErrorLog: discardLog, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	o.Server = &http.Server{ErrorLog: discardLog, DisableGeneralOptionsHandler: true, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		o.record(r)
 		handler(w, r)
 	})}
