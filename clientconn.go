@@ -67,6 +67,9 @@ func (c *clientConn) loop(h *http1Conn, host string, handle func(*exchange)) (ne
 		x = c.newExchange(r.WithContext(ctx), host)
 		x.body = h.body(r, x.r)
 		answer := &reply1{c: h, old: !r.ProtoAtLeast(1, 1), close: r.Close || c.p.draining()}
+		if r.Header.Get("Expect") != "" {
+			answer.expects = x.body
+		}
 		x.reply, x.upgraded = answer, h.upgraded
 		h.beginWatch(x.body, c.cancel)
 		handle(x)

@@ -231,6 +231,9 @@ type reply1 struct {
 	old     bool // an HTTP/1.0 client: no chunked coding, no 1xx
 	close   bool // the connection ends after this answer
 	chunked bool
+	// expects is the content of a request with Expect, else nil. A client that gets an answer in the place of 100 may send
+	// the content all the same or leave it out (RFC 9110 §10.1.1), so the connection cannot go on.
+	expects *requestBody
 }
 
 func (p *reply1) inform(code int, h http.Header) error {
@@ -246,6 +249,9 @@ func (p *reply1) inform(code int, h http.Header) error {
 // begin writes the head of res in the framing that its content needs: as it came where the length is known.
 func (p *reply1) begin(res *http.Response) {
 	c := p.c
+	if p.expects != nil && !p.expects.done.Load() {
+		p.close = true
+	}
 	c.writeStatus(res.Status)
 	c.writeFields(res.Header)
 	if bodyless(res) {
