@@ -1,0 +1,277 @@
+// Package testbed runs the real program on loopback for the suites that need no container: in a mount namespace in which
+// the names of the origins resolve to an address of the test's own.
+package testbed
+
+import (
+	"bytes"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// Options say how a daemon is set up.
+type Options struct {
+	Hosts   []string          // names that resolve to Address()
+	Roots   []byte            // PEM, what the daemon trusts
+	Secrets map[string]string // files in secrets_dir
+	Config  string            // further lines of proxy.toml: rules
+}
+
+// Daemon is a running muxproxy. Its methods may be called at once.
+type Daemon struct {
+	// Proxy is the http plane's address, "127.0.0.1:40001".
+	Proxy string
+	// Roots is a file of what its clients trust, the origins' roots included.
+	Roots string
+
+	home  string
+	cmd   *exec.Cmd
+	ended chan struct{}
+	log   syncBuffer
+}
+
+// Address is the loopback address on which this process's origins listen: no other process has the same.
+func Address() string {
+	return fmt.Sprintf("127.77.%d.%d", os.Getpid()>>7&0xff, os.Getpid()&0x7f+1)
+}
+
+// Start runs a daemon until the test ends.
+func Start(t testing.TB, o Options) *Daemon {
+	t.Helper()
+	d := &Daemon{home: t.TempDir(), ended: make(chan struct{})}
+	ports := freePorts(t, 3)
+	d.Proxy = net.JoinHostPort("127.0.0.1", ports[0])
+	d.write(t, "roots.pem", o.Roots)
+	d.write(t, "hosts", []byte("127.0.0.1 localhost\n"+Address()+" "+strings.Join(o.Hosts, " ")+"\n"))
+	d.write(t, ".mux/proxy.toml", fmt.Appendf(nil, "allowed_networks = [\"%s/32\"]\nhttp_proxy_port = %s\nk8s_proxy_port = %s\ntalos_gateway_port = %s\n\n%s",
+		Address(), ports[0], ports[1], ports[2], o.Config))
+	for name, value := range o.Secrets {
+		d.write(t, ".secrets/"+name, []byte(value+"\n"))
+	}
+	d.run(t)
+	bundle, err := os.ReadFile(filepath.Join(d.home, ".mux/client/ca-bundle.pem"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	d.Roots = d.write(t, "trusted.pem", append(append(bundle, '\n'), o.Roots...))
+	return d
+}
+
+// write writes a file below the daemon's home.
+func (d *Daemon) write(t testing.TB, name string, text []byte) string {
+	t.Helper()
+	path := filepath.Join(d.home, name)
+	if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, text, 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
+// freePorts gives ports that nobody listens on.
+func freePorts(t testing.TB, n int) []string {
+	t.Helper()
+	ports := make([]string, n)
+	for i := range ports {
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer ln.Close()
+		_, ports[i], _ = net.SplitHostPort(ln.Addr().String())
+	}
+	return ports
+}
+
+// run starts the process and waits until it answers.
+func (d *Daemon) run(t testing.TB) {
+	t.Helper()
+	program := os.Getenv("MUXPROXY_BIN")
+	if program == "" {
+		t.Fatal("MUXPROXY_BIN names no program: set it to a muxproxy binary")
+	}
+	d.cmd = exec.Command("unshare", "--mount", "sh", "-c", `mount --bind "$1" /etc/hosts && exec "$0" run`, program, filepath.Join(d.home, "hosts"))
+	d.cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + d.home, "SSL_CERT_FILE=" + filepath.Join(d.home, "roots.pem"), "SSL_CERT_DIR=/nonexistent"}
+	d.cmd.Stdout, d.cmd.Stderr = &d.log, &d.log
+	d.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	if err := d.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() { _ = d.cmd.Wait(); close(d.ended) }()
+	t.Cleanup(func() {
+		_ = d.cmd.Process.Signal(syscall.SIGTERM)
+		select {
+		case <-d.ended:
+		case <-time.After(15 * time.Second):
+			_ = d.cmd.Process.Kill()
+			<-d.ended
+			t.Errorf("the daemon does not end on SIGTERM")
+		}
+		if t.Failed() {
+			t.Logf("what muxproxy said:\n%s", d.log.String())
+		}
+	})
+	Eventually(t, "the daemon", 20*time.Second, func() error {
+		r, err := http.Get("http://" + d.Proxy + "/proxy/health")
+		if err == nil {
+			return r.Body.Close()
+		}
+		select {
+		case <-d.ended:
+			t.Fatalf("muxproxy run ended: %s", d.log.String())
+		default:
+		}
+		return err
+	})
+}
+
+// Pool is Roots as a pool.
+func (d *Daemon) Pool(t testing.TB) *x509.CertPool {
+	t.Helper()
+	text, err := os.ReadFile(d.Roots)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := x509.NewCertPool()
+	p.AppendCertsFromPEM(text)
+	return p
+}
+
+// Line is one line of the audit log.
+type Line struct {
+	ID, Service, Method, Host, Path, Decision, Error string
+	Injected                                         bool  `json:"auth_injected"`
+	Code                                             int   `json:"response_code"`
+	In                                               int64 `json:"bytes_in"`
+	Out                                              int64 `json:"bytes_out"`
+	Open                                             bool
+}
+
+// Audit reads the log; a line that is not whole JSON fails the test.
+func (d *Daemon) Audit(t testing.TB) []Line {
+	t.Helper()
+	text, err := os.ReadFile(filepath.Join(d.home, ".mux/audit.jsonl"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	var all []Line
+	for line := range bytes.Lines(text) {
+		var l Line
+		if err := json.Unmarshal(line, &l); err != nil {
+			t.Errorf("audit line %q: %v", line, err)
+		}
+		all = append(all, l)
+	}
+	return all
+}
+
+// Closing gives the lines of the log that match and are not opening lines.
+func (d *Daemon) Closing(t testing.TB, match func(Line) bool) []Line {
+	t.Helper()
+	var found []Line
+	for _, l := range d.Audit(t) {
+		if !l.Open && match(l) {
+			found = append(found, l)
+		}
+	}
+	return found
+}
+
+// Usage is what a process holds.
+type Usage struct {
+	RSS         int64 // bytes
+	Peak        int64 // bytes of RSS, the most since ResetPeak
+	Descriptors int
+	Threads     int
+}
+
+// Usage reads /proc.
+func (d *Daemon) Usage(t testing.TB) Usage {
+	t.Helper()
+	proc := "/proc/" + strconv.Itoa(d.cmd.Process.Pid)
+	status, err := os.ReadFile(proc + "/status")
+	if err != nil {
+		t.Fatal(err)
+	}
+	descriptors, err := os.ReadDir(proc + "/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	u := Usage{Descriptors: len(descriptors)}
+	for line := range strings.Lines(string(status)) {
+		f := strings.Fields(line)
+		if len(f) < 2 {
+			continue
+		}
+		n, _ := strconv.ParseInt(f[1], 10, 64)
+		switch f[0] {
+		case "VmRSS:":
+			u.RSS = n << 10
+		case "VmHWM:":
+			u.Peak = n << 10
+		case "Threads:":
+			u.Threads = int(n)
+		}
+	}
+	return u
+}
+
+// ResetPeak makes Peak begin at the RSS of now (proc(5), clear_refs).
+func (d *Daemon) ResetPeak(t testing.TB) {
+	t.Helper()
+	if err := os.WriteFile("/proc/"+strconv.Itoa(d.cmd.Process.Pid)+"/clear_refs", []byte("5"), 0); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Eventually calls check until it gives nil, at most for limit.
+func Eventually(t testing.TB, what string, limit time.Duration, check func() error) {
+	t.Helper()
+	deadline := time.NewTimer(limit)
+	defer deadline.Stop()
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		err := check()
+		if err == nil {
+			return
+		}
+		select {
+		case <-tick.C:
+		case <-deadline.C:
+			t.Fatalf("%s: not within %s: %v", what, limit, err)
+		}
+	}
+}
+
+// syncBuffer is a bytes.Buffer that may be read while it grows.
+type syncBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+var _ io.Writer = (*syncBuffer)(nil)
+
+func (s *syncBuffer) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.Write(p)
+}
+
+func (s *syncBuffer) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.String()
+}
