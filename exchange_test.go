@@ -334,6 +334,22 @@ func TestWebSocketIsRelayedAndNoOtherUpgrade(t *testing.T) {
 	}
 }
 
+func TestAnUpgradeWithContentIsPassedOnAsAPlainRequest(t *testing.T) {
+	p, o := githubProxy(t, func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/unasked" {
+			conn, _, _ := w.(http.Hijacker).Hijack()
+			defer conn.Close()
+			io.WriteString(conn, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+		}
+	})
+	for path, code := range map[string]int{"/ws": 200, "/unasked": 502} {
+		res, _ := exchangeRaw(t, p.intercepted(t, "api.github.com:443", "api.github.com"), "GET "+path+" HTTP/1.1\r\nHost: api.github.com\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n")
+		if got := o.take(); res.StatusCode != code || got[0].Header.Get("Upgrade") != "" {
+			t.Errorf("%s: answer %s, the upstream got %v", path, res.Status, got[0].Header)
+		}
+	}
+}
+
 func TestExpectIsPassedOnAndAnsweredByTheUpstream(t *testing.T) {
 	p, o := githubProxy(t, func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == "/no" {

@@ -45,9 +45,10 @@ func cleanRequest(r *http.Request) {
 	}
 }
 
-// websocketUpgrade tells whether r asks for WebSocket (RFC 6455 §4.1), the only upgrade that is passed on.
+// websocketUpgrade tells whether r asks for WebSocket (RFC 6455 §4.1), the only upgrade that is passed on. It has no content:
+// an answer 101 would come while that is still being read from the connection that it turns into a stream.
 func websocketUpgrade(r *http.Request) bool {
-	return r.Method == "GET" && r.ProtoAtLeast(1, 1) && r.ProtoMajor == 1 &&
+	return r.Method == "GET" && !hasBody(r) && r.ProtoAtLeast(1, 1) && r.ProtoMajor == 1 &&
 		httpguts.HeaderValuesContainsToken(r.Header["Connection"], "upgrade") &&
 		len(r.Header["Upgrade"]) == 1 && strings.EqualFold(r.Header["Upgrade"][0], "websocket")
 }

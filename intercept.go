@@ -158,7 +158,7 @@ func (s *intercepted) mismatch(r *http.Request) *refusal {
 	switch {
 	case r.Method == "CONNECT":
 		return denied(http.StatusBadRequest, "CONNECT inside", "there is no CONNECT inside an intercepted connection")
-	case !validTarget(r.RequestURI, r.Method):
+	case !strings.HasPrefix(r.RequestURI, "/") && (r.RequestURI != "*" || r.Method != "OPTIONS"):
 		return denied(http.StatusBadRequest, "request target", "an intercepted connection takes requests in origin-form")
 	case !validLine(r):
 		return denied(http.StatusBadRequest, "request line", "the method is no token, or the target holds a blank, a control byte or #, which servers read in different ways")
@@ -168,17 +168,6 @@ func (s *intercepted) mismatch(r *http.Request) *refusal {
 	}
 	delete(r.Header, "Host")
 	return nil
-}
-
-// validTarget tells whether target is in origin-form, or the asterisk of OPTIONS (RFC 9112 §3.2), and holds no blank: HTTP/2
-// could carry one, which would end the target in the HTTP/1.1 request line of the upstream.
-func validTarget(target, method string) bool {
-	for i := range len(target) {
-		if target[i] <= ' ' || target[i] == 0x7f {
-			return false
-		}
-	}
-	return strings.HasPrefix(target, "/") || target == "*" && method == "OPTIONS"
 }
 
 // credential finds what d wants set; nil where nothing is to be set.

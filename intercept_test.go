@@ -217,8 +217,9 @@ func TestNoCredentialLeavesOnAnyOtherWay(t *testing.T) {
 		if strings.Contains(content, canary) || len(o.take()) > 0 {
 			t.Errorf("%q reached an upstream", c.request)
 		}
-		if strings.Contains(c.request, "https://") && p.lastLine(t).Host != "api.github.com" {
-			t.Errorf("%q: audit line %+v", c.request, p.lastLine(t))
+		audited := func(l auditLine) bool { return l.Host == "api.github.com" && l.Code == 400 }
+		if strings.Contains(c.request, "https://") && !slices.ContainsFunc(p.lines(t), audited) {
+			t.Errorf("%q is not in the audit log with its host", c.request)
 		}
 		conn.Close()
 	}
@@ -364,20 +365,5 @@ func TestAnAnswerLosesWhatWouldLeadAroundTheProxy(t *testing.T) {
 	}
 	if n := len(o.take()); n != 2 {
 		t.Errorf("the redirect was followed: %d requests", n)
-	}
-}
-
-func TestATargetIsInOriginFormAndHoldsNoBlank(t *testing.T) {
-	for target, valid := range map[string]bool{
-		"/": true, "/a%20b?c d"[:8]: true, "//x": true, "/?\xc3\xa9": true,
-		"": false, "*": false, "https://api.github.com/": false, "a": false,
-		"/a HTTP/1.1": false, "/ ": false, "/a\tb": false, "/a\x7f": false, "/a\r\nX: y": false,
-	} {
-		if got := validTarget(target, "GET"); got != valid {
-			t.Errorf("GET %q: %v", target, got)
-		}
-	}
-	if !validTarget("*", "OPTIONS") {
-		t.Error("OPTIONS * is refused")
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"sync"
@@ -77,6 +78,7 @@ func (p *proxy) serve(ln net.Listener) error {
 		go func() {
 			defer p.live.Done()
 			defer p.leave(c)
+			defer p.survive()
 			c.serve()
 		}()
 	}
@@ -97,6 +99,13 @@ func (p *proxy) shutdown(ctx context.Context) {
 	stop()
 	p.cut()
 	p.policy.Load().closeIdle()
+}
+
+// survive keeps a fault on one connection from ending the others; net/http's server does the same.
+func (p *proxy) survive() {
+	if fault := recover(); fault != nil {
+		p.log.Error("a connection failed: please report it", keyError, fault, "stack", string(debug.Stack()))
+	}
 }
 
 // cut closes everything.

@@ -102,6 +102,9 @@ func (c *upstreamConn) roundTrip(r *http.Request) (*http.Response, error) {
 	}
 	res, err := c.readHead(b)
 	b.goAhead(false)
+	if err == nil && res.StatusCode == http.StatusSwitchingProtocols && hasBody(r) {
+		err = errors.New("switched protocols in the middle of a request")
+	}
 	if err != nil {
 		b.abandon()
 		return nil, b.cause(err)
