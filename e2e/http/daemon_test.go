@@ -135,7 +135,7 @@ func (d *daemon) writeConfig(rules string) error {
 
 // command is muxproxy with the daemon's environment and nothing else.
 func (d *daemon) command(args ...string) *exec.Cmd {
-	cmd := exec.Command(os.Getenv("E2E_MUXPROXY"), args...)
+	cmd := exec.Command(os.Getenv("MUXPROXY_BIN"), args...)
 	cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + d.home, "SSL_CERT_FILE=" + filepath.Join(d.world.dir, "roots.pem"), "SSL_CERT_DIR=/nonexistent"}
 	return cmd
 }

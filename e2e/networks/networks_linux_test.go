@@ -10,7 +10,6 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -29,6 +28,9 @@ const (
 // beforeReturn is how long before `docker network create` returns the kernel announces the address of the new bridge, as
 // measured with Docker 20.10: so long may muxproxy take.
 const beforeReturn = 85 * time.Millisecond
+
+// dialLimit is how long a single attempt may take.
+const dialLimit = 2 * time.Second
 
 func TestMain(m *testing.M) {
 	switch os.Getenv(role) {
@@ -60,7 +62,7 @@ func servePeer(in io.Reader, out io.Writer) {
 	for lines := bufio.NewScanner(in); lines.Scan(); {
 		what, rest, _ := strings.Cut(lines.Text(), " ")
 		if what == "dial" {
-			fmt.Fprintln(out, dial(rest))
+			fmt.Fprintln(out, dial(rest, dialLimit))
 			continue
 		}
 		text, err := exec.Command("ip", strings.Fields(rest)...).CombinedOutput()
@@ -69,8 +71,8 @@ func servePeer(in io.Reader, out io.Writer) {
 }
 
 // dial asks address for health: "served", "cut" where the connection ends without a byte, "closed" where there is none.
-func dial(address string) string {
-	conn, err := net.DialTimeout("tcp", address, 2*time.Second)
+func dial(address string, limit time.Duration) string {
+	conn, err := net.DialTimeout("tcp", address, limit)
 	if errors.Is(err, syscall.ECONNREFUSED) {
 		return "closed"
 	}
@@ -142,7 +144,7 @@ func mustDial(t *testing.T, why string, p *peer, address, want string) {
 	t.Helper()
 	got := ""
 	if p == nil {
-		got = dial(address)
+		got = dial(address, dialLimit)
 	} else {
 		got = p.ask(t, "dial "+address)
 	}
@@ -168,12 +170,16 @@ func addBridge(t *testing.T, name, address string) {
 	ip(t, "addr add %s dev %s", address, name)
 }
 
+// retryLimit is how long one attempt of within may take. A new IPv6 address can be dialed before the kernel has its local
+// route (that is left to a work queue): such a connection looks for a neighbour that nobody is, the next one succeeds.
+const retryLimit = 200 * time.Millisecond
+
 // within waits until dialing address from the host ends as want, and gives how long that took.
 func within(t *testing.T, limit time.Duration, address, want string) time.Duration {
 	t.Helper()
 	start, tick := time.Now(), time.NewTicker(time.Millisecond)
 	defer tick.Stop()
-	for got := dial(address); got != want; got = dial(address) {
+	for got := dial(address, retryLimit); got != want; got = dial(address, retryLimit) {
 		if time.Since(start) > limit {
 			t.Fatalf("%s is %s after %v, want %s", address, got, limit, want)
 		}
@@ -182,13 +188,13 @@ func within(t *testing.T, limit time.Duration, address, want string) time.Durati
 	return time.Since(start)
 }
 
-// startMuxproxy builds muxproxy and runs it with an empty home until the test ends.
+// startMuxproxy runs muxproxy with an empty home until the test ends.
 func startMuxproxy(t *testing.T) {
 	t.Helper()
 	ip(t, "link set lo up")
-	program, home := filepath.Join(t.TempDir(), "muxproxy"), t.TempDir()
-	if text, err := exec.Command("go", "build", "-C", "../..", "-o", program, ".").CombinedOutput(); err != nil {
-		t.Fatalf("build muxproxy: %v\n%s", err, text)
+	program, home := os.Getenv("MUXPROXY_BIN"), t.TempDir()
+	if program == "" {
+		t.Fatal("MUXPROXY_BIN is not set: build the program and name it there, or start this with e2e/run http")
 	}
 	cmd := exec.Command(program, "run")
 	cmd.Env = []string{"HOME=" + home, "PATH=" + os.Getenv("PATH")}
@@ -228,10 +234,10 @@ func TestHostWhoseNetworksComeAndGo(t *testing.T) {
 		t.Logf("from the address to the answer: median %v, longest %v", took[len(took)/2], took[len(took)-1])
 	})
 
-	t.Run("a network that is made again is served without a gap", func(t *testing.T) {
+	t.Run("a network that is made again is served before its engine tells of it", func(t *testing.T) {
 		ip(t, "link del br-%012x", 0xabcdef000+49)
 		addBridge(t, "br-0123456789ab", "10.200.49.1/24")
-		mustDial(t, "made again", nil, "10.200.49.1:18080", "served")
+		within(t, beforeReturn, "10.200.49.1:18080", "served")
 	})
 
 	t.Run("IPv6 is served before the bridge has a carrier", func(t *testing.T) {
