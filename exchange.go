@@ -102,6 +102,8 @@ func (x *exchange) answer(res *http.Response) {
 		x.event.out += int64(n)
 		if err != nil && err != io.EOF {
 			x.lost("upstream: truncated answer")
+			x.reply.Write(buf[:n]) // what came is handed on, but never an end
+			x.reply.flush()
 			return
 		}
 		if err == io.EOF || x.event.out == res.ContentLength {

@@ -422,27 +422,44 @@ func TestAClientThatLeavesEndsTheUpstreamRequest(t *testing.T) {
 
 func TestATruncatedAnswerIsNeverPassedOnAsWhole(t *testing.T) {
 	p, _ := githubProxy(t, func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == "/length" {
+		switch r.URL.Path {
+		case "/length":
 			w.Header().Set("Content-Length", "100")
+		case "/chunk": // the content comes together with the error
+			conn, _, err := w.(http.Hijacker).Hijack()
+			if err == nil {
+				io.WriteString(conn, "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n10\r\nsome")
+				conn.Close()
+			}
+			return
 		}
 		io.WriteString(w, "some")
 		w.(http.Flusher).Flush()
 		panic(http.ErrAbortHandler)
 	})
 	for _, version := range []int{1, 2} {
-		for _, path := range []string{"/length", "/chunked"} {
+		for _, path := range []string{"/length", "/chunked", "/chunk"} {
 			res, err := p.client(t, version).Get("https://api.github.com" + path)
 			if err != nil {
 				t.Fatal(err)
 			}
-			if b, err := io.ReadAll(res.Body); err == nil {
-				t.Errorf("HTTP/%d %s: a truncated answer looks whole: %q", version, path, b)
+			if b, err := io.ReadAll(res.Body); err == nil || string(b) != "some" {
+				t.Errorf("HTTP/%d %s: a truncated answer arrived as %q, %v", version, path, b, err)
 			}
 			res.Body.Close()
 			if l := p.lastLine(t); l.Error != "upstream: truncated answer" || l.Out != 4 {
 				t.Errorf("HTTP/%d %s: audit line %+v", version, path, l)
 			}
 		}
+	}
+}
+
+func TestAnUpstreamThatFailsWhileContentIsSentIsTold(t *testing.T) {
+	p, _ := githubProxy(t, func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) })
+	conn := p.intercepted(t, "api.github.com:443", "api.github.com")
+	res, _ := exchangeRaw(t, conn, "POST / HTTP/1.1\r\nHost: api.github.com\r\nX-Stream: 1\r\nContent-Length: 1000000\r\n\r\nsome")
+	if l := p.lastLine(t); res.StatusCode != 502 || l.Code != 502 || l.Error != "upstream closed without an answer" {
+		t.Errorf("answer %s, audit line %+v", res.Status, l)
 	}
 }
 

@@ -312,8 +312,11 @@ func (c *http1Conn) writeFields(h http.Header) {
 	}
 }
 
-// writeChunk writes one chunk (RFC 9112 §7.1).
+// writeChunk writes one chunk (RFC 9112 §7.1); an empty one would be the end.
 func writeChunk(w *bufio.Writer, p []byte) (int, error) {
+	if len(p) == 0 {
+		return 0, nil
+	}
 	var size [16]byte
 	w.Write(strconv.AppendInt(size[:0], int64(len(p)), 16))
 	w.WriteString("\r\n")

@@ -97,8 +97,7 @@ func (c *upstreamConn) roundTrip(r *http.Request) (*http.Response, error) {
 	b := &upstreamBody{c: c, r: r}
 	b.stop = context.AfterFunc(r.Context(), c.abort)
 	if err := b.send(); err != nil {
-		b.abandon()
-		return nil, b.cause(fmt.Errorf("%w: %w", errNothingBack, err))
+		return nil, b.fail(fmt.Errorf("%w: %w", errNothingBack, err))
 	}
 	res, err := c.readHead(b)
 	b.goAhead(false)
@@ -106,8 +105,7 @@ func (c *upstreamConn) roundTrip(r *http.Request) (*http.Response, error) {
 		err = errors.New("switched protocols in the middle of a request")
 	}
 	if err != nil {
-		b.abandon()
-		return nil, b.cause(err)
+		return nil, b.fail(err)
 	}
 	b.keep = !res.Close && res.ProtoAtLeast(1, 1) && (b.ahead == nil || b.continued)
 	if res.StatusCode == http.StatusSwitchingProtocols {
@@ -119,8 +117,10 @@ func (c *upstreamConn) roundTrip(r *http.Request) (*http.Response, error) {
 	return res, nil
 }
 
-// cause puts what the client did in the place of what came of it on the connection.
-func (b *upstreamBody) cause(err error) error {
+// fail abandons the exchange and puts what the client did in the place of what came of it on the connection. That is looked at
+// first: abandon cuts the client's content off too.
+func (b *upstreamBody) fail(err error) error {
+	defer b.abandon()
 	if ctxErr := b.r.Context().Err(); ctxErr != nil {
 		return ctxErr
 	}
