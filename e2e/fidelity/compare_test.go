@@ -28,8 +28,8 @@ func (c *comparison) answersTo(direct, proxied *answers) {
 	none := &message{}
 	c.note("answer", "end", []string{direct.err}, []string{proxied.err}, none, none)
 	c.note("connections", "opened", []string{strconv.Itoa(direct.opened)}, []string{strconv.Itoa(proxied.opened)}, none, none)
-	c.note("interim", "codes", codes(direct.interim), codes(proxied.interim), none, none)
-	if slices.Equal(codes(direct.interim), codes(proxied.interim)) {
+	c.note("interim", "codes", statusCodes(direct.interim), statusCodes(proxied.interim), none, none)
+	if slices.Equal(statusCodes(direct.interim), statusCodes(proxied.interim)) {
 		for i := range direct.interim {
 			c.fields("interim", direct.interim[i], proxied.interim[i], direct.interim[i].fields, proxied.interim[i].fields)
 		}
@@ -43,7 +43,7 @@ func (c *comparison) answersTo(direct, proxied *answers) {
 	}
 }
 
-func codes(all []*message) []string {
+func statusCodes(all []*message) []string {
 	list := []string{}
 	for _, m := range all {
 		list = append(list, strconv.Itoa(m.code))

@@ -56,6 +56,7 @@ func Start(t testing.TB, o Options) *Daemon {
 	d.Proxy = net.JoinHostPort("127.0.0.1", ports[0])
 	d.write(t, "roots.pem", o.Roots)
 	d.write(t, "hosts", []byte("127.0.0.1 localhost\n"+Address()+" "+strings.Join(o.Hosts, " ")+"\n"))
+	d.write(t, "resolv.conf", []byte("nameserver "+Address()+"\noptions attempts:1 timeout:3\n"))
 	d.write(t, ".mux/proxy.toml", fmt.Appendf(nil, "allowed_networks = [\"%s/32\"]\nhttp_proxy_port = %s\nk8s_proxy_port = %s\ntalos_gateway_port = %s\n\n%s",
 		Address(), ports[0], ports[1], ports[2], o.Config))
 	for name, value := range o.Secrets {
@@ -102,7 +103,7 @@ func (d *Daemon) run(t testing.TB) {
 	if program == "" {
 		t.Fatal("MUXPROXY_BIN names no program: set it to a muxproxy binary")
 	}
-	d.cmd = exec.Command("unshare", "--mount", "sh", "-c", `mount --bind "$1" /etc/hosts && exec "$0" run`, program, filepath.Join(d.home, "hosts"))
+	d.cmd = exec.Command("unshare", "--mount", "sh", "-c", `mount --bind "$1/hosts" /etc/hosts && mount --bind "$1/resolv.conf" /etc/resolv.conf && exec "$0" run`, program, d.home)
 	d.cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + d.home, "SSL_CERT_FILE=" + filepath.Join(d.home, "roots.pem"), "SSL_CERT_DIR=/nonexistent"}
 	d.cmd.Stdout, d.cmd.Stderr = &d.log, &d.log
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
