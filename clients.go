@@ -13,8 +13,8 @@ const (
 	mintInterval = time.Second // one more each
 )
 
-// clients bounds what one client address may use of muxproxy: connections, over all planes, and new leaves (spec 6.10).
-// Safe for concurrent use.
+// clients bounds what one client address may use of muxproxy: connections, over all planes, HTTP/2 streams over all of them,
+// and new leaves (spec 6.10). Safe for concurrent use.
 //
 // A client is one whole address, in IPv6 too: all containers of one network share a /64, and one of them must not use up
 // the others' share. What a container gains by taking further addresses is bounded by the open files of the process.
@@ -28,7 +28,8 @@ type clients struct {
 
 // client is what one address uses. It is dropped once it equals a new one.
 type client struct {
-	conns int
+	conns   int
+	streams int
 	// minted is when the allowance will be whole again: each leaf moves it by mintInterval, from now at the earliest. So
 	// the allowance left at t is mintBurst - (minted - t)/mintInterval, with no timer (the generic cell rate algorithm).
 	minted time.Time
@@ -61,6 +62,29 @@ func (c *clients) disconnect(addr netip.Addr) {
 	if cl.idle(time.Now()) {
 		delete(c.byAddr, addr)
 	}
+}
+
+// The HTTP/2 streams that one client address may have at once: as many as it may have HTTP/1.1 connections. Those beyond are
+// told so, as long as there are not as many of them again.
+const (
+	maxClientStreams  = 1024
+	maxRefusedStreams = 1024
+)
+
+// beginStream counts a stream in and gives how many addr has now; endStream follows in any case.
+func (c *clients) beginStream(addr netip.Addr) int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	cl := c.get(addr)
+	cl.streams++
+	return cl.streams
+}
+
+// endStream counts a stream out.
+func (c *clients) endStream(addr netip.Addr) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.get(addr).streams--
 }
 
 // mint takes one from addr's allowance of new leaves; false when it is used up: then one comes back each second.
@@ -102,5 +126,5 @@ func (c *clients) get(addr netip.Addr) *client {
 
 // idle tells whether the client uses nothing and has its whole allowance.
 func (cl *client) idle(now time.Time) bool {
-	return cl.conns <= 0 && !cl.minted.After(now)
+	return cl.conns <= 0 && cl.streams <= 0 && !cl.minted.After(now)
 }

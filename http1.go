@@ -58,7 +58,7 @@ func (e *badRequest) Error() string { return e.text }
 
 // await waits for the first byte of the next request. Any error means that none will come.
 func (c *http1Conn) await() error {
-	c.lim.left = headLimit
+	c.lim.limit(headLimit)
 	if c.br.Buffered() == 0 {
 		c.conn.SetReadDeadline(time.Now().Add(c.wait))
 		c.timed = true
@@ -78,7 +78,7 @@ func (c *http1Conn) read() (*http.Request, error) {
 	if err != nil {
 		return nil, headError(err)
 	}
-	c.lim.left = 1<<63 - 1
+	c.lim.lift()
 	if err := checkRequest(r); err != nil {
 		return nil, err
 	}
@@ -95,7 +95,7 @@ func headError(err error) error {
 	var target *url.Error // a net.Error by its methods alone
 	switch {
 	case errors.Is(err, errHeadTooLarge):
-		return &badRequest{http.StatusRequestHeaderFieldsTooLarge, "the header section is larger than 64 KiB"}
+		return &badRequest{http.StatusRequestHeaderFieldsTooLarge, "the header section is larger than 64 KiB or has more than 500 lines"}
 	case errors.As(err, &target):
 		return &badRequest{http.StatusBadRequest, "the request target is malformed"}
 	case errors.As(err, &netErr), errors.Is(err, io.EOF), errors.Is(err, io.ErrUnexpectedEOF):

@@ -9,8 +9,14 @@ import (
 	"sync"
 )
 
-// maxStreams bounds the requests at once on one HTTP/2 connection.
-const maxStreams = 250
+// What one HTTP/2 connection may use: requests at once, and bytes of content that wait for an upstream. net/http's own bounds are
+// for a server that has few clients on each address: with 1,024 connections from one they would come to gigabytes.
+const (
+	maxStreams   = 100
+	connWindow   = 256 << 10
+	streamWindow = 128 << 10
+	maxFrame     = 16 << 10 // of content or fields; each connection keeps a buffer for one
+)
 
 // http2Server serves intercepted HTTP/2 connections by net/http's server. That takes its connections from a listener: http2Server
 // is one, to which they are handed after their handshake.
@@ -29,7 +35,12 @@ func newHTTP2Server(log *slog.Logger) *http2Server {
 	s.close = sync.OnceFunc(func() { close(s.closed) })
 	s.server = &http.Server{
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-			r.Context().Value(interceptedKey{}).(*intercepted).serveHTTP2(w, r)
+			i := r.Context().Value(interceptedKey{}).(*intercepted)
+			if !i.requests.enter() {
+				panic(http.ErrAbortHandler)
+			}
+			defer i.requests.exit()
+			i.serveHTTP2(w, r)
 		}),
 		ConnContext: func(ctx context.Context, conn net.Conn) context.Context {
 			return context.WithValue(ctx, interceptedKey{}, below(conn).served)
@@ -42,8 +53,13 @@ func newHTTP2Server(log *slog.Logger) *http2Server {
 		MaxHeaderBytes:    headLimit,
 		ReadHeaderTimeout: headWait,
 		IdleTimeout:       idleWait,
-		HTTP2:             &http.HTTP2Config{MaxConcurrentStreams: maxStreams},
-		Protocols:         new(http.Protocols),
+		HTTP2: &http.HTTP2Config{
+			MaxConcurrentStreams:          maxStreams,
+			MaxReadFrameSize:              maxFrame,
+			MaxReceiveBufferPerConnection: connWindow,
+			MaxReceiveBufferPerStream:     streamWindow,
+		},
+		Protocols: new(http.Protocols),
 		// "OPTIONS *" asks the upstream, not us.
 		DisableGeneralOptionsHandler: true,
 		ErrorLog:                     slog.NewLogLogger(log.Handler(), slog.LevelDebug),
@@ -60,13 +76,40 @@ func below(conn net.Conn) *interceptConn {
 // run serves until shutdown.
 func (s *http2Server) run() { s.server.Serve(s) }
 
-// serve serves one connection and returns when it is over.
+// serve serves one connection and returns when it is over, with all its requests: net/http does not wait for those.
 func (s *http2Server) serve(conn *tls.Conn) {
 	select {
 	case s.conns <- conn:
 		<-below(conn).over
+		below(conn).served.requests.wait()
 	case <-s.closed:
 	}
+}
+
+// gate counts the requests of a connection and, once closed, lets none in.
+type gate struct {
+	mu     sync.Mutex
+	closed bool
+	inside sync.WaitGroup
+}
+
+func (g *gate) enter() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if !g.closed {
+		g.inside.Add(1)
+	}
+	return !g.closed
+}
+
+func (g *gate) exit() { g.inside.Done() }
+
+// wait closes the gate and waits until nobody is inside.
+func (g *gate) wait() {
+	g.mu.Lock()
+	g.closed = true
+	g.mu.Unlock()
+	g.inside.Wait()
 }
 
 // shutdown has all connections end after the requests under way, and waits for that or for ctx.

@@ -46,6 +46,7 @@ type intercepted struct {
 	a        authority // of the CONNECT
 	host     string    // its Host field: "api.github.com"
 	otherSNI bool      // the handshake named another host
+	requests gate      // of HTTP/2
 }
 
 // accept answers 200 to the CONNECT x; TLS comes next. The CONNECT itself leaves a line only where nothing comes of it.
@@ -223,8 +224,34 @@ func (s *intercepted) serveHTTP2(w http.ResponseWriter, r *http.Request) {
 	x.r = r.WithContext(ctx)
 	x.body = body2(r, x.r)
 	x.reply = &reply2{w: w, rc: http.NewResponseController(w)}
-	s.handle(x)
+	addr := s.c.addr.Addr()
+	streams := s.i.p.clients.beginStream(addr)
+	defer s.i.p.clients.endStream(addr)
+	if f := s.excess(streams, r); f != nil {
+		r.Header, x.r.Header = nil, nil // a client that does not read the refusal shall not keep them
+		x.refuse(f)
+	} else {
+		s.handle(x)
+	}
 	if x.broken {
 		panic(http.ErrAbortHandler)
 	}
+}
+
+// excess refuses a stream beyond what its client address may have at once, now streams, and a header section with more fields
+// than HTTP/1.1 lets through. Far beyond, the stream is reset: nothing waits for the client to read an answer.
+func (s *intercepted) excess(streams int, r *http.Request) *refusal {
+	fields := 0
+	for _, values := range r.Header {
+		fields += len(values)
+	}
+	switch {
+	case streams > maxClientStreams+maxRefusedStreams:
+		return &refusal{decision: decisionDenied, cause: "stream limit"}
+	case streams > maxClientStreams:
+		return denied(http.StatusTooManyRequests, "stream limit", "too many requests at once from this container: wait for some to end")
+	case fields > headLines:
+		return denied(http.StatusRequestHeaderFieldsTooLarge, "malformed request", "the header section has more than 500 fields")
+	}
+	return nil
 }

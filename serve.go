@@ -48,8 +48,14 @@ type daemon struct {
 	unwatched atomic.Bool // the host's networks are no longer followed
 }
 
-// maxClientConns bounds the connections of one client address, over all planes (spec 6.10).
-const maxClientConns = 1024
+// maxClientConns bounds the connections of one client address, over all planes (spec 6.10); minClientConns does from below.
+const maxClientConns, minClientConns = 1024, 16
+
+// clientConns is how many connections one client address may have where the process may have that many files open. A tunnel takes
+// six: two sockets, and a pipe each way for splice(2). No client shall take more than half of all.
+func clientConns(files uint64) int {
+	return int(min(max(files/12, minClientConns), maxClientConns))
+}
 
 // errCutShort is what run ends with when the operator did not wait for the drain.
 var errCutShort = errors.New("drain connections: a second signal cut it short")
@@ -118,7 +124,11 @@ func (d *daemon) openPlanes(ctx context.Context) error {
 		return err
 	}
 	d.upstream = env.ProxyFunc()
-	clients := newClients(maxClientConns)
+	files, err := openFileLimit()
+	if err != nil {
+		return err
+	}
+	clients := newClients(clientConns(files))
 	d.listeners, err = openListeners(listenersConfig{
 		key: "http_proxy_port", port: c.httpPort, bind: c.bind, accepts: d.accepts, clients: clients, log: d.log,
 	}, n)

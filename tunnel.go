@@ -142,12 +142,14 @@ func (d *dialer) dialThrough(ctx context.Context, via *url.URL, a authority) (ne
 	stop := context.AfterFunc(ctx, func() { conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	conn.SetDeadline(time.Now().Add(dialWait))
-	head := "CONNECT " + a.String() + " HTTP/1.1\r\nHost: " + a.String() + "\r\n"
+	request := "CONNECT " + a.String() + " HTTP/1.1\r\nHost: " + a.String() + "\r\n"
 	if via.User != nil {
-		head += "Proxy-Authorization: " + proxyAuthorization(via) + "\r\n"
+		request += "Proxy-Authorization: " + proxyAuthorization(via) + "\r\n"
 	}
-	br := bufio.NewReader(&limitedReader{conn: conn, left: upstreamHead})
-	_, err = io.WriteString(conn, head+"\r\n")
+	head := &limitedReader{conn: conn}
+	head.limit(upstreamHead)
+	br := bufio.NewReader(head)
+	_, err = io.WriteString(conn, request+"\r\n")
 	var res *http.Response
 	if err == nil {
 		res, err = http.ReadResponse(br, &http.Request{Method: "CONNECT"})

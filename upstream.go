@@ -1,20 +1,24 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
+	"io"
 	"net"
 	"net/http"
 	"net/url"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
 const (
 	maxIdlePerHost  = 128              // connections kept for one host; a later one is closed instead of kept
+	maxIdle         = 1024             // kept for all hosts: a client may name any number of them
 	upstreamIdle    = 90 * time.Second // after which a kept connection is closed
 	upstreamWait    = 15 * time.Minute // for the head of an answer: models think for minutes
 	upstreamTLSWait = 10 * time.Second
@@ -37,6 +41,7 @@ type upstream struct {
 
 	mu    sync.Mutex
 	idle  map[upstreamKey][]*upstreamConn // the latest last
+	kept  int                             // connections in idle
 	sweep *time.Timer                     // closes what is idle for too long; nil while nothing is idle
 }
 
@@ -63,22 +68,27 @@ func newUpstream(d *dialer, roots *x509.CertPool) *upstream {
 	return u
 }
 
-// transport is the HTTP/2 side. It falls back to HTTP/1.1 where the server does not offer h2: browsers send "te: trailers"
-// to everybody.
+// transport is the HTTP/2 side. Browsers send "te: trailers" to everybody: where the server does not offer h2 the request fails with
+// errNoHTTP2, since the Transport's own HTTP/1.1 would send the target in absolute-form.
 func (u *upstream) transport() *http.Transport {
 	t := &http.Transport{
 		DisableCompression:  true,
+		MaxIdleConns:        maxIdle,
 		MaxIdleConnsPerHost: maxIdlePerHost,
 		IdleConnTimeout:     upstreamIdle,
 		HTTP2:               &http.HTTP2Config{SendPingTimeout: 30 * time.Second, PingTimeout: 15 * time.Second},
 		Protocols:           new(http.Protocols),
 	}
-	t.Protocols.SetHTTP1(true)
 	t.Protocols.SetHTTP2(true)
 	h2 := u.tls.Clone()
 	h2.NextProtos = []string{"h2", "http/1.1"}
 	t.DialTLSContext = func(ctx context.Context, _, addr string) (conn net.Conn, err error) {
-		conn, _, err = u.connect(ctx, upstreamKey{"https", addr}, h2)
+		key := upstreamKey{"https", strings.TrimSuffix(addr, ":443")}
+		conn, _, err = u.connect(ctx, key, h2)
+		if err == nil && conn.(*tls.Conn).ConnectionState().NegotiatedProtocol != "h2" {
+			u.put(newUpstreamConn(u, key, conn, nil))
+			return nil, errNoHTTP2
+		}
 		return conn, err
 	}
 	return t
@@ -90,10 +100,10 @@ func (u *upstream) transport() *http.Transport {
 // (RFC 9110 §9.2.2).
 func (u *upstream) RoundTrip(r *http.Request) (*http.Response, error) {
 	if r.ProtoMajor == 2 && r.Header.Get("Te") != "" {
-		if _, ok := r.Header["User-Agent"]; !ok {
-			r.Header["User-Agent"] = []string{""} // else the Transport adds its own
+		res, err := u.roundTrip2(r)
+		if !errors.Is(err, errNoHTTP2) {
+			return res, err
 		}
-		return u.h2.RoundTrip(r)
 	}
 	key := upstreamKey{r.URL.Scheme, r.URL.Host}
 	if c := u.take(key); c != nil {
@@ -110,16 +120,56 @@ func (u *upstream) RoundTrip(r *http.Request) (*http.Response, error) {
 	return newUpstreamConn(u, key, conn, via).roundTrip(r)
 }
 
+// errNoHTTP2 is a server that does not offer h2; the connection to it is in the pool.
+var errNoHTTP2 = errors.New("no HTTP/2 here")
+
+// roundTrip2 sends r over HTTP/2; with errNoHTTP2 it is as it was.
+func (u *upstream) roundTrip2(r *http.Request) (*http.Response, error) {
+	_, own := r.Header["User-Agent"]
+	if !own {
+		r.Header["User-Agent"] = []string{""} // else the Transport adds its own
+	}
+	out := *r
+	if hasBody(r) {
+		out.Body = &unreadBody{ReadCloser: r.Body}
+	}
+	res, err := u.h2.RoundTrip(&out)
+	switch {
+	case errors.Is(err, errNoHTTP2):
+		if !own {
+			delete(r.Header, "User-Agent")
+		}
+	case err != nil:
+		closeBody(r)
+	}
+	return res, err
+}
+
+// unreadBody is content that Close leaves alone unless some of it has been read: a Transport that cannot connect closes it.
+type unreadBody struct {
+	io.ReadCloser
+	read atomic.Bool
+}
+
+func (b *unreadBody) Read(p []byte) (int, error) {
+	b.read.Store(true)
+	return b.ReadCloser.Read(p)
+}
+
+func (b *unreadBody) Close() error {
+	if b.read.Load() {
+		return b.ReadCloser.Close()
+	}
+	return nil
+}
+
 // closeIdle closes all connections that no request uses.
 func (u *upstream) closeIdle() {
 	u.h2.CloseIdleConnections()
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	for key, conns := range u.idle {
-		for _, c := range conns {
-			c.conn.Close()
-		}
-		delete(u.idle, key)
+		u.drop(key, len(conns))
 	}
 }
 
@@ -136,6 +186,7 @@ func (u *upstream) take(key upstreamKey) *upstreamConn {
 		c := conns[len(conns)-1]
 		conns[len(conns)-1] = nil
 		u.idle[key] = conns[:len(conns)-1]
+		u.kept--
 		u.mu.Unlock()
 		if c.quiet() {
 			c.reused = true
@@ -153,10 +204,36 @@ func (u *upstream) put(c *upstreamConn) {
 		c.conn.Close()
 		return
 	}
+	if u.kept >= maxIdle {
+		u.dropAny()
+	}
 	c.idleSince = time.Now()
 	u.idle[c.key] = append(u.idle[c.key], c)
+	u.kept++
 	if u.sweep == nil {
 		u.sweep = time.AfterFunc(upstreamIdle, u.expire)
+	}
+}
+
+// drop closes the n connections to key that have been idle longest. u.mu is held.
+func (u *upstream) drop(key upstreamKey, n int) {
+	conns := u.idle[key]
+	for _, c := range conns[:n] {
+		c.conn.Close()
+	}
+	u.kept -= n
+	if u.idle[key] = append([]*upstreamConn(nil), conns[n:]...); n == len(conns) {
+		delete(u.idle, key)
+	}
+}
+
+// dropAny makes room for one more: at some host, which is most likely one of a client that names a great many. u.mu is held.
+func (u *upstream) dropAny() {
+	for key, conns := range u.idle {
+		if len(conns) > 0 {
+			u.drop(key, 1)
+			return
+		}
 	}
 }
 
@@ -168,12 +245,9 @@ func (u *upstream) expire() {
 	for key, conns := range u.idle {
 		n := 0
 		for n < len(conns) && conns[n].idleSince.Before(oldest) {
-			conns[n].conn.Close()
 			n++
 		}
-		if u.idle[key] = append([]*upstreamConn(nil), conns[n:]...); n == len(conns) {
-			delete(u.idle, key)
-		}
+		u.drop(key, n)
 	}
 	u.sweep = nil
 	if len(u.idle) > 0 {
@@ -249,16 +323,34 @@ func closeBody(r *http.Request) {
 	}
 }
 
-// limitedReader gives an error once left bytes have been read from conn; it bounds what a parser may read of a head.
+// limitedReader bounds what a parser reads of a head from conn: bytes, and lines, since a field costs a parser far more
+// memory than its bytes.
 type limitedReader struct {
-	conn net.Conn
-	left int64
+	conn  net.Conn
+	left  int64 // bytes that may still be read, or unlimited
+	lines int   // line feeds likewise
 }
+
+const unlimited = 1<<63 - 1
+
+// headLines bounds the lines of a head: over a hundred is rare.
+const headLines = 500
 
 var errHeadTooLarge = errors.New("header section too large")
 
+// limit begins a head of at most so many bytes.
+func (l *limitedReader) limit(bytes int64) { l.left, l.lines = bytes, headLines }
+
+// lift ends the limits: content comes.
+func (l *limitedReader) lift() { l.left = unlimited }
+
+// Read gives errHeadTooLarge once a limit has been passed. Who asks for more has found no end of the head in what there was, so
+// that all lines of it are the head's.
 func (l *limitedReader) Read(p []byte) (int, error) {
-	if l.left <= 0 {
+	if l.left == unlimited {
+		return l.conn.Read(p)
+	}
+	if l.left <= 0 || l.lines < 0 {
 		return 0, errHeadTooLarge
 	}
 	if int64(len(p)) > l.left {
@@ -266,5 +358,8 @@ func (l *limitedReader) Read(p []byte) (int, error) {
 	}
 	n, err := l.conn.Read(p)
 	l.left -= int64(n)
+	l.lines -= bytes.Count(p[:n], newline)
 	return n, err
 }
+
+var newline = []byte("\n")

@@ -138,7 +138,7 @@ func (c *upstreamConn) abort() { c.sock.Close() }
 func (c *upstreamConn) readHead(b *upstreamBody) (*http.Response, error) {
 	r := b.r
 	c.conn.SetReadDeadline(time.Now().Add(c.u.wait))
-	c.lim.left = upstreamHead
+	c.lim.limit(upstreamHead)
 	if _, err := c.br.Peek(1); err != nil {
 		return nil, fmt.Errorf("%w: %w", errNothingBack, err)
 	}
@@ -148,7 +148,7 @@ func (c *upstreamConn) readHead(b *upstreamBody) (*http.Response, error) {
 			return nil, err
 		}
 		if res.StatusCode >= 200 || res.StatusCode == http.StatusSwitchingProtocols {
-			c.lim.left = 1<<63 - 1
+			c.lim.lift()
 			c.conn.SetReadDeadline(time.Time{})
 			return res, nil
 		}
