@@ -12,6 +12,10 @@ import (
 // maxLogged bounds each logged value, in bytes before escaping.
 const maxLogged = 1 << 10
 
+// maxMethod bounds the method likewise: no client that means well has one so long, and a flood of long lines would push evidence
+// out of the log.
+const maxMethod = 32
+
 // appendEvent appends e as one line: a JSON object with the fields in a fixed order, and a newline. now ends the
 // request. Written by hand, since every request waits for its line: it allocates nothing once b has grown.
 func appendEvent(b []byte, e *event, now time.Time) []byte {
@@ -25,7 +29,7 @@ func appendEvent(b []byte, e *event, now time.Time) []byte {
 	if e.session != "" {
 		b = appendText(b, `,"session":`, e.session)
 	}
-	b = appendText(b, `,"method":`, e.method)
+	b = appendText(b, `,"method":`, e.method[:min(len(e.method), maxMethod)])
 	b = appendText(b, `,"host":`, loggedHost(e.host))
 	b = appendText(b, `,"path":`, loggedPath(e.path))
 	b = append(b, `,"auth_injected":`...)

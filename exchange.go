@@ -87,6 +87,7 @@ func (x *exchange) answer(res *http.Response) {
 	x.reply.begin(res)
 	if bodyless(res) || res.ContentLength == 0 {
 		x.audit()
+		io.Copy(io.Discard, res.Body) // to its end, so that the connection can be kept
 		x.finish(res)
 		return
 	}

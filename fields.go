@@ -63,27 +63,52 @@ func cleanAnswer(h http.Header, injected bool) {
 	}
 }
 
-// stripAuth takes every auth field out of a header or trailer section: the usual ones and those of the rule.
-func stripAuth(h http.Header, rule *rule) {
+// stripAuth takes every auth field out of a header or trailer section: the usual ones and those of the rules. A name that
+// differs from one of them by an underscore goes too: CGI and WSGI servers take both for one (RFC 3875 §4.1.18).
+func stripAuth(h http.Header, rules ...*rule) {
 	delete(h, "Authorization")
 	delete(h, "X-Api-Key")
 	delete(h, "Proxy-Authorization")
-	if rule == nil {
-		return
+	for _, r := range rules {
+		for i := range r.sources {
+			delete(h, r.sources[i].field)
+		}
 	}
-	for i := range rule.sources {
-		delete(h, rule.sources[i].field)
+	for name := range h {
+		if strings.IndexByte(name, '_') >= 0 && isAuth(dashed(name), rules) {
+			delete(h, name)
+		}
 	}
+}
+
+// isAuth tells whether name is an auth field: see stripAuth.
+func isAuth(name string, rules []*rule) bool {
+	if name == "Authorization" || name == "X-Api-Key" || name == "Proxy-Authorization" {
+		return true
+	}
+	for _, r := range rules {
+		for i := range r.sources {
+			if r.sources[i].field == name {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// dashed gives "X-Api-Key" for "x_api_key".
+func dashed(name string) string {
+	return http.CanonicalHeaderKey(strings.ReplaceAll(name, "_", "-"))
 }
 
 // cleanTrailer takes from a trailer section what may not stand there (RFC 9110 §6.5.1): framing, routing and, where auth says so,
 // all that authenticates.
-func cleanTrailer(h http.Header, rule *rule, auth bool) {
+func cleanTrailer(h http.Header, auth bool, rules ...*rule) {
 	removeHopByHop(h)
 	delete(h, "Host")
 	delete(h, "Content-Length")
 	if auth {
-		stripAuth(h, rule)
+		stripAuth(h, rules...)
 		delete(h, "Cookie")
 	}
 }
@@ -122,9 +147,15 @@ func fieldHasPlaceholder(values []string) bool {
 	return false
 }
 
-// overridesMethod tells whether r names another method than its own in a field that some frameworks obey.
+// overridesMethod tells whether a header section names another method than the request's own in a field that some frameworks obey.
 func overridesMethod(h http.Header) bool {
-	return len(h["X-Http-Method-Override"])+len(h["X-Http-Method"])+len(h["X-Method-Override"]) > 0
+	for name := range h {
+		switch dashed(name) {
+		case "X-Http-Method-Override", "X-Http-Method", "X-Method-Override":
+			return true
+		}
+	}
+	return false
 }
 
 // dropParameter takes the parameter name out of a request target's query, whichever of the separators servers know stands

@@ -214,6 +214,7 @@ func (c *http1Conn) linger() {
 
 // upgraded gives the connection as a stream, beginning with what the client sent early.
 func (c *http1Conn) upgraded() stream {
+	c.endWatch()
 	c.conn.SetDeadline(time.Time{})
 	return &upgradedConn{c}
 }
@@ -350,8 +351,8 @@ type clientWatch struct {
 func (c *http1Conn) beginWatch(b *requestBody, leave context.CancelFunc) {
 	w := &c.watch
 	w.mu.Lock()
+	defer w.mu.Unlock()
 	w.body, w.leave = b, leave
-	w.mu.Unlock()
 	if w.timer == nil {
 		w.timer = time.AfterFunc(watchAfter, c.watchNow)
 	} else {

@@ -157,6 +157,9 @@ func (p *reply2) inform(code int, h http.Header) error {
 	for name, values := range h {
 		own[name] = values
 	}
+	// WriteHeader may return while the map is still read, when the stream is reset. Of one with this field, which no 1xx may
+	// have, the server makes a copy.
+	own["Content-Length"] = []string{"0"}
 	p.w.WriteHeader(code)
 	clear(own)
 	return nil

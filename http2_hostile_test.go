@@ -173,8 +173,8 @@ func TestHTTP2FieldsSmuggleNothing(t *testing.T) {
 		{"a pseudo field after a regular one", []string{":method", "GET", "x-a", "b", ":scheme", "https", ":path", "/", ":authority", "api.github.com"}, "PROTOCOL_ERROR"},
 		{"a pseudo field twice", hostileFields(nil, ":path", "/b"), "PROTOCOL_ERROR"},
 		{"an unknown pseudo field", hostileFields(nil, ":evil", "b"), "PROTOCOL_ERROR"},
-		{"a length without content", hostileFields(nil, "content-length", "5"), "200"},
-		{"two lengths without content", hostileFields(nil, "content-length", "5", "content-length", "6"), "200"},
+		{"a length without content", hostileFields(nil, "content-length", "5"), "400"},
+		{"two lengths without content", hostileFields(nil, "content-length", "5", "content-length", "6"), "400"},
 		{"auth in every way", hostileFields(nil, "authorization", "a", "authorization", "b", "x-api-key", "c", "proxy-authorization", "d", "cookie", "e", "cookie", "f"), "200"},
 		{"TRACE", hostileFields(replace{":method": "TRACE"}), "403"},
 		{"600 fields", hostileFields(nil, slices.Repeat([]string{"x-a", "b"}, 600)...), "431"},
@@ -218,8 +218,8 @@ func TestHTTP2ContentSmugglesNothing(t *testing.T) {
 		{"a length that is too short", []string{"content-length", "5"}, chunks, nil, "PROTOCOL_ERROR", ""},
 		{"a length that is too long", []string{"content-length", "5000"}, chunks, nil, "INTERNAL_ERROR", ""},
 		{"a length of 0", []string{"content-length", "0"}, chunks, nil, "PROTOCOL_ERROR", ""},
-		{"two lengths", []string{"content-length", fmt.Sprint(len(chunks)), "content-length", "5"}, chunks, nil, "200", chunks},
-		{"a length with a sign", []string{"content-length", "+5"}, chunks, nil, "PROTOCOL_ERROR", ""},
+		{"two lengths", []string{"content-length", fmt.Sprint(len(chunks)), "content-length", "5"}, chunks, nil, "400", ""},
+		{"a length with a sign", []string{"content-length", "+5"}, chunks, nil, "400", ""},
 		{"an API key in trailers", []string{"trailer", "x-api-key, x-ok"}, "abc", []string{"x-api-key", "a", "cookie", "b", "x-ok", "yes"}, "200", "abc"},
 		{"auth in trailers", []string{"trailer", "authorization"}, "abc", []string{"authorization", "a"}, "PROTOCOL_ERROR", ""},
 		{"framing in trailers", []string{"trailer", "content-length"}, "abc", []string{"content-length", "7"}, "200", "abc"},
@@ -234,14 +234,16 @@ func TestHTTP2ContentSmugglesNothing(t *testing.T) {
 			if c.trailers != nil {
 				f.headers(1, true, f.fields(c.trailers...))
 			}
-			if got := f.answer(1); got != c.answer && got != "closed" {
+			got := f.answer(1)
+			reset := got == "closed" || c.answer == "400" && got == "PROTOCOL_ERROR" // the server may be faster than we are
+			if got != c.answer && !reset {
 				t.Errorf("answer %s, want %s", got, c.answer)
 			}
-			got := o.takeWire(t)
-			if (len(got) == 1) != (c.answer == "200") || len(got) == 1 && got[0].content != c.content {
-				t.Errorf("%d requests reached the upstream: %+v", len(got), got)
+			wire := o.takeWire(t)
+			if (len(wire) == 1) != (c.answer == "200") || len(wire) == 1 && wire[0].content != c.content {
+				t.Errorf("%d requests reached the upstream: %+v", len(wire), wire)
 			}
-			for _, r := range got {
+			for _, r := range wire {
 				checkInjectedWire(t, r)
 			}
 		})
@@ -329,7 +331,7 @@ func TestHTTP2FloodsCostLittleAndHarmNobodyElse(t *testing.T) {
 			f.out.Flush()
 			othersGoOn(t, p)
 			peak := takeFootprint()
-			if grown := peak.memory - before.memory; grown > 16<<20 || peak.goroutines-before.goroutines > 5*maxStreams {
+			if grown := peak.memory - before.memory; grown > 32<<20 || peak.goroutines-before.goroutines > 5*maxStreams {
 				t.Errorf("it takes %d MiB and %d goroutines", grown>>20, peak.goroutines-before.goroutines)
 			}
 			if c.ends && err == nil {

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"net/textproto"
+	"strconv"
 	"strings"
 	"time"
 )
@@ -125,6 +126,7 @@ func (s *intercepted) names(host string) bool {
 
 // handle answers one request of an intercepted connection.
 func (s *intercepted) handle(x *exchange) {
+	defer x.audit() // whatever happens
 	x.event.path = x.r.RequestURI
 	n := s.i.p.policy.Load()
 	d := n.rules.request(s.a, x.r.Method, x.r.RequestURI)
@@ -163,12 +165,21 @@ func (s *intercepted) mismatch(r *http.Request) *refusal {
 		return denied(http.StatusBadRequest, "request target", "an intercepted connection takes requests in origin-form")
 	case !validLine(r):
 		return denied(http.StatusBadRequest, "request line", "the method is no token, or the target holds a blank, a control byte or #, which servers read in different ways")
+	case r.ProtoMajor == 2 && oddLength(r):
+		return denied(http.StatusBadRequest, "content length", "the Content-Length field is malformed")
 	case s.otherSNI, r.Host != "" && !s.names(r.Host), r.Host == "" && r.ProtoAtLeast(1, 1),
 		len(fields) > 1, len(fields) == 1 && !s.names(fields[0]):
 		return denied(http.StatusMisdirectedRequest, "authority mismatch", "the host of the request or of its TLS handshake differs from the CONNECT authority "+s.a.String()+": open a connection for each host")
 	}
 	delete(r.Header, "Host")
 	return nil
+}
+
+// oddLength tells whether a request over HTTP/2 has a Content-Length that is not its length in plain digits: net/http's server takes
+// such a one for 0 and lets the content come.
+func oddLength(r *http.Request) bool {
+	lengths := r.Header["Content-Length"]
+	return len(lengths) > 1 || len(lengths) == 1 && lengths[0] != strconv.FormatInt(r.ContentLength, 10)
 }
 
 // credential finds what d wants set; nil where nothing is to be set.
@@ -201,8 +212,8 @@ func (s *intercepted) credential(n *policy, d decision, r *http.Request) (*crede
 func (s *intercepted) authenticate(x *exchange, d decision, cred *credential) {
 	cleanRequest(x.r)
 	rule := d.rule
-	x.body.clean = func(h http.Header) { cleanTrailer(h, rule, cred != nil) }
-	cleanTrailer(x.r.Trailer, rule, cred != nil)
+	x.body.clean = func(h http.Header) { cleanTrailer(h, cred != nil, rule) }
+	cleanTrailer(x.r.Trailer, cred != nil, rule)
 	if cred == nil {
 		return
 	}

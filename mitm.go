@@ -217,11 +217,11 @@ func (c *clientConn) handlePlain(x *exchange) {
 		return
 	}
 	cleanRequest(x.r)
-	auth := n.rules.names(a.host)
-	if auth {
-		stripAuth(x.r.Header, d.rule)
+	ruled := n.rules.naming(a.host)
+	if len(ruled) > 0 {
+		stripAuth(x.r.Header, ruled...)
 	}
-	x.body.clean = func(h http.Header) { cleanTrailer(h, d.rule, auth) }
+	x.body.clean = func(h http.Header) { cleanTrailer(h, len(ruled) > 0, ruled...) }
 	x.target("http", hostField(a, 80), target)
 	x.send(n.upstream(d.rule))
 }

@@ -134,8 +134,6 @@ type ruleSet struct {
 	ordered   []*rule
 	exact     map[authority][]*rule
 	wildcards map[authority][]*rule
-	hosts     map[string]bool // every exact host, on whatever port
-	bases     map[string]bool // every wildcard's base name, on whatever port
 	unmatched action
 }
 
@@ -146,18 +144,14 @@ func newRuleSet(rules []*rule, unmatched action) *ruleSet {
 		ordered:   rules,
 		exact:     make(map[authority][]*rule),
 		wildcards: make(map[authority][]*rule),
-		hosts:     make(map[string]bool),
-		bases:     make(map[string]bool),
 		unmatched: unmatched,
 	}
 	for _, r := range rules {
 		for _, p := range r.hosts {
 			a := authority{p.host, p.port}
 			if p.wildcard {
-				s.bases[p.host] = true
 				s.wildcards[a] = candidates(rules, authority{"*." + p.host, p.port})
 			} else {
-				s.hosts[p.host] = true
 				s.exact[a] = candidates(rules, a)
 			}
 		}
@@ -256,17 +250,14 @@ func (s *ruleSet) unnamed(a authority, pass action) decision {
 	return decision{action: pass}
 }
 
-// names tells whether any rule names the host, on whatever port.
-func (s *ruleSet) names(host string) bool {
-	if s.hosts[host] {
-		return true
-	}
-	for base := range parents(host) {
-		if s.bases[base] {
-			return true
+// naming gives the rules that name the host, on whatever port.
+func (s *ruleSet) naming(host string) (rules []*rule) {
+	for _, r := range s.ordered {
+		if slices.ContainsFunc(r.hosts, func(p hostPattern) bool { return p.names(authority{host, p.port}) }) {
+			rules = append(rules, r)
 		}
 	}
-	return false
+	return rules
 }
 
 // rules lists the rules that have sources, in order. Of those that share a service and its credentials, as the two of

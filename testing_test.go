@@ -231,7 +231,7 @@ func checkNoGoroutine(t testing.TB) {
 	stacks := make([]byte, 1<<20)
 	stacks = stacks[:runtime.Stack(stacks, true)]
 	for stack := range strings.SplitSeq(string(stacks), "\n\n") {
-		for _, owner := range []string{"(*clientConn).", "(*http1Conn).", "(*upstreamBody).", "(*http2Server).", "muxproxy.relay", "muxproxy.pump"} {
+		for _, owner := range []string{"muxproxy.(*clientConn).", "muxproxy.(*http1Conn).", "muxproxy.(*upstreamBody).", "muxproxy.(*http2Server).", "muxproxy.relay", "muxproxy.pump"} {
 			if strings.Contains(stack, owner) {
 				t.Errorf("a goroutine outlives the proxy:\n%s", stack)
 				break

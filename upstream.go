@@ -129,7 +129,13 @@ func (u *upstream) roundTrip2(r *http.Request) (*http.Response, error) {
 	if !own {
 		r.Header["User-Agent"] = []string{""} // else the Transport adds its own
 	}
-	out := *r
+	// The Transport would append the query to the target, which has it already, and a whole URL to what does not begin "//".
+	out, to := *r, *r.URL
+	to.RawQuery, to.ForceQuery = "", false
+	if target := requestTarget(r.URL); !strings.HasPrefix(target, "//") {
+		to.Opaque = target
+	}
+	out.URL = &to
 	if hasBody(r) {
 		out.Body = &unreadBody{ReadCloser: r.Body}
 	}
@@ -141,8 +147,23 @@ func (u *upstream) roundTrip2(r *http.Request) (*http.Response, error) {
 		}
 	case err != nil:
 		closeBody(r)
+	default:
+		// The Transport wakes neither a sender that waits for the server's window nor a reader when the client leaves.
+		body := res.Body
+		res.Body = &stoppedBody{body, context.AfterFunc(r.Context(), func() { body.Close() })}
 	}
 	return res, err
+}
+
+// stoppedBody is the content of an answer over HTTP/2, which is closed when the request's context ends.
+type stoppedBody struct {
+	io.ReadCloser
+	stop func() bool
+}
+
+func (b *stoppedBody) Close() error {
+	b.stop()
+	return b.ReadCloser.Close()
 }
 
 // unreadBody is content that Close leaves alone unless some of it has been read: a Transport that cannot connect closes it.
@@ -192,7 +213,7 @@ func (u *upstream) take(key upstreamKey) *upstreamConn {
 			c.reused = true
 			return c
 		}
-		c.conn.Close()
+		c.abort()
 	}
 }
 
@@ -201,7 +222,7 @@ func (u *upstream) put(c *upstreamConn) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	if len(u.idle[c.key]) >= maxIdlePerHost {
-		c.conn.Close()
+		c.abort()
 		return
 	}
 	if u.kept >= maxIdle {
@@ -219,7 +240,7 @@ func (u *upstream) put(c *upstreamConn) {
 func (u *upstream) drop(key upstreamKey, n int) {
 	conns := u.idle[key]
 	for _, c := range conns[:n] {
-		c.conn.Close()
+		c.abort()
 	}
 	u.kept -= n
 	if u.idle[key] = append([]*upstreamConn(nil), conns[n:]...); n == len(conns) {

@@ -147,6 +147,9 @@ func (c *upstreamConn) readHead(b *upstreamBody) (*http.Response, error) {
 		if err != nil {
 			return nil, err
 		}
+		if res.StatusCode < 100 {
+			return nil, fmt.Errorf("status code %d", res.StatusCode)
+		}
 		if res.StatusCode >= 200 || res.StatusCode == http.StatusSwitchingProtocols {
 			c.lim.lift()
 			c.conn.SetReadDeadline(time.Time{})
@@ -174,7 +177,10 @@ func (c *upstreamConn) writeHead(r *http.Request) {
 		w.WriteString("http://")
 		w.WriteString(r.URL.Host)
 	}
-	w.WriteString(requestTarget(r.URL))
+	// RFC 9112 §3.2.4: in absolute-form the asterisk of OPTIONS is no path at all.
+	if target := requestTarget(r.URL); c.via == nil || target != "*" {
+		w.WriteString(target)
+	}
 	w.WriteString(" HTTP/1.1\r\n")
 	host := r.Host
 	if host == "" {
