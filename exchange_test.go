@@ -420,6 +420,20 @@ func TestAClientThatLeavesEndsTheUpstreamRequest(t *testing.T) {
 	}
 }
 
+func TestAClientThatSentItsNextRequestAndLeavesEndsTheUpstreamRequest(t *testing.T) {
+	arrived, ended := make(chan struct{}), make(chan struct{})
+	p, _ := githubProxy(t, func(w http.ResponseWriter, r *http.Request) {
+		close(arrived)
+		<-r.Context().Done()
+		close(ended)
+	})
+	conn := p.intercepted(t, "api.github.com:443", "api.github.com")
+	io.WriteString(conn, "GET /1 HTTP/1.1\r\nHost: api.github.com\r\n\r\nGET /2 HTTP/1.1\r\n")
+	<-arrived
+	conn.Close()
+	<-ended
+}
+
 func TestATruncatedAnswerIsNeverPassedOnAsWhole(t *testing.T) {
 	p, _ := githubProxy(t, func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {

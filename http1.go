@@ -378,9 +378,13 @@ func (c *http1Conn) watchNow() {
 	// endWatch waits for it, after it has cut its read.
 	go func() {
 		defer close(gone)
-		_, err := c.br.Peek(1)
+		// A client may have sent its next request already: as much of that is read as there is room for.
+		var err error
+		for err == nil {
+			_, err = c.br.Peek(c.br.Buffered() + 1)
+		}
 		var timeout net.Error
-		if err != nil && !(errors.As(err, &timeout) && timeout.Timeout()) {
+		if err != bufio.ErrBufferFull && !(errors.As(err, &timeout) && timeout.Timeout()) {
 			leave()
 		}
 	}()
