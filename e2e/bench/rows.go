@@ -1,0 +1,248 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os/exec"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// row is one line of the table.
+type row struct {
+	name    string
+	unit    string
+	digits  int     // after the point
+	against string  // the contender that muxproxy is compared with
+	faster  bool    // the ratio is the other's value over muxproxy's
+	added   bool    // values count from that of direct
+	least   float64 // the ratio that is wanted, or
+	most    float64
+}
+
+// measurement gives the values of one or more rows for one contender.
+type measurement struct {
+	rows    []*row
+	leaves  string // contenders that it leaves out, "mitmproxy direct"
+	measure func(*world, *contender) ([]float64, error)
+}
+
+// measurements are the rows of the table in its order.
+func measurements() []*measurement {
+	return []*measurement{
+		requests(1, &row{name: "requests/s, 1 connection", unit: "1/s", against: "goproxy", least: 2.0}),
+		requests(16, &row{name: "requests/s, 16 connections", unit: "1/s", against: "goproxy", least: 1.6},
+			&row{name: "CPU a request, 16 connections", unit: "µs", digits: 1, against: "goproxy", most: 0.6}),
+		requests(64, &row{name: "requests/s, 64 connections", unit: "1/s", against: "goproxy", least: 1.6}),
+		connections(false, "", &row{name: "new connection, full handshake", unit: "1/s", against: "goproxy", least: 1.1}),
+		connections(true, "mitmproxy", &row{name: "new connection, resumed", unit: "1/s", against: "goproxy", least: 1.3}),
+		{
+			rows:   []*row{{name: "HTTP/2 requests/s, 16 streams", unit: "1/s", against: "goproxy", least: 1.2}},
+			leaves: "mitmproxy", measure: (*world).streams,
+		},
+		transfer("download", false, &row{name: "intercepted bulk, download", unit: "MB/s", against: "goproxy", least: 1}),
+		transfer("upload", false, &row{name: "intercepted bulk, upload", unit: "MB/s", against: "goproxy", least: 1}),
+		transfer("download", true, &row{name: "tunnel bulk, download", unit: "MB/s", against: "goproxy", least: 1}),
+		transfer("upload", true, &row{name: "tunnel bulk, upload", unit: "MB/s", against: "goproxy", least: 1}),
+		{
+			rows:   []*row{{name: "a fresh curl, 40 ms away, warm", unit: "ms", digits: 1, against: "direct", faster: true, least: 2}},
+			leaves: "mitmproxy", measure: (*world).curl,
+		},
+		{
+			rows:   []*row{{name: "latency added to an SSE event", unit: "µs", against: "goproxy", added: true, most: 1}},
+			leaves: "mitmproxy", measure: (*world).events,
+		},
+		{
+			rows:   []*row{{name: "RSS per idle connection", unit: "KiB", digits: 1, against: "goproxy", most: 0.75}},
+			leaves: "mitmproxy direct", measure: (*world).idleRSS,
+		},
+	}
+}
+
+// selectRows gives the measurements of which -only wants a row.
+func selectRows(o options) []*measurement {
+	return slices.DeleteFunc(measurements(), func(m *measurement) bool {
+		return !slices.ContainsFunc(m.rows, func(r *row) bool { return o.only.MatchString(r.name) })
+	})
+}
+
+// measure runs all rounds. Another contender begins each time, so that none always follows the same one.
+func (w *world) measure(all []*measurement, progress io.Writer) error {
+	for round := range w.rounds {
+		for _, m := range all {
+			fmt.Fprintf(progress, "round %d of %d: %s\n", round+1, w.rounds, m.rows[0].name)
+			for i := range w.contenders {
+				c := w.contenders[(i+round)%len(w.contenders)]
+				if slices.Contains(strings.Fields(m.leaves), c.name) || c.rounds > 0 && round >= c.rounds {
+					continue
+				}
+				values, err := m.measure(w, c)
+				if err != nil {
+					return fmt.Errorf("%s, %s: %w", m.rows[0].name, c.name, err)
+				}
+				for i, r := range m.rows {
+					if w.values[r] == nil {
+						w.values[r] = map[*contender][]float64{}
+					}
+					w.values[r][c] = append(w.values[r][c], values[i])
+				}
+			}
+		}
+	}
+	return nil
+}
+
+// job prepares what all jobs through c have in common.
+func (w *world) job(kind string, c *contender) job {
+	j := job{Kind: kind, Proxy: c.address, Target: w.intercepted, Roots: c.roots, Token: c.token, Connections: 1, Time: w.time, PIDs: []int{0, w.origin.pid()}}
+	if c.process != nil {
+		j.PIDs[0] = c.process.pid()
+	}
+	return j
+}
+
+// requests measures the rate of requests on kept connections and, where there is a second row, the proxy's CPU time.
+func requests(n int, rows ...*row) *measurement {
+	return &measurement{rows: rows, measure: func(w *world, c *contender) ([]float64, error) {
+		j := w.job("requests", c)
+		j.Connections = n
+		r, err := w.load.do(j)
+		if err != nil {
+			return nil, err
+		}
+		if len(rows) > 1 {
+			w.shares[c] = append(w.shares[c], shares{r.CPU[0], r.CPU[1], r.Own})
+		}
+		return []float64{float64(r.Count) / r.Time.Seconds(), r.CPU[0].Seconds() * 1e6 / float64(r.Count)}, nil
+	}}
+}
+
+// connections measures the rate of new connections, by four clients at once.
+func connections(resume bool, leaves string, r *row) *measurement {
+	return &measurement{rows: []*row{r}, leaves: leaves, measure: func(w *world, c *contender) ([]float64, error) {
+		j := w.job("connections", c)
+		j.Connections, j.Resume = 4, resume
+		got, err := w.load.do(j)
+		if err != nil {
+			return nil, err
+		}
+		if c.name == "muxproxy" && resume && got.Resumed != got.Count {
+			return nil, fmt.Errorf("%d of %d connections were resumed", got.Resumed, got.Count)
+		}
+		return []float64{float64(got.Count) / got.Time.Seconds()}, nil
+	}}
+}
+
+// streams measures the rate of requests on one HTTP/2 connection.
+func (w *world) streams(c *contender) ([]float64, error) {
+	j := w.job("streams", c)
+	j.Connections = 16
+	if c.process == nil {
+		j.Target = w.http2
+	}
+	r, err := w.load.do(j)
+	if err != nil {
+		return nil, err
+	}
+	return []float64{float64(r.Count) / r.Time.Seconds()}, nil
+}
+
+// transfer measures the rate of one long transfer, through an intercepted connection or a tunnel.
+func transfer(kind string, tunnel bool, r *row) *measurement {
+	return &measurement{rows: []*row{r}, leaves: "mitmproxy", measure: func(w *world, c *contender) ([]float64, error) {
+		j := w.job(kind, c)
+		j.Bytes = w.bulk
+		if tunnel {
+			j.Target, j.Token, j.Roots = w.tunneled, w.token, []string{w.path("root.pem")}
+		}
+		got, err := w.load.do(j)
+		if err != nil {
+			return nil, err
+		}
+		return []float64{float64(w.bulk) / 1e6 / got.Time.Seconds()}, nil
+	}}
+}
+
+// curl measures whole runs of curl, which asks the origin behind the relay for a small answer: the time that it is a process.
+func (w *world) curl(c *contender) ([]float64, error) {
+	args := []string{"--silent", "--show-error", "--fail", "--output", "/dev/null", "--cacert", c.roots[0]}
+	if c.process == nil {
+		args = append(args, "--header", "Authorization: Bearer "+c.token)
+	} else {
+		args = append(args, "--proxy", "http://"+c.address)
+	}
+	args = append(args, "https://"+w.far+"/small")
+	var took []float64
+	for range w.curls + 1 { // the first one warms the pool
+		ctx, cancel := context.WithTimeout(w.ctx, 20*time.Second)
+		start := time.Now()
+		text, err := exec.CommandContext(ctx, "curl", args...).CombinedOutput()
+		cancel()
+		if err != nil {
+			return nil, fmt.Errorf("%w: %s", err, text)
+		}
+		took = append(took, time.Since(start).Seconds()*1e3)
+	}
+	return []float64{median(took[1:])}, nil
+}
+
+// events measures how long a server-sent event takes.
+func (w *world) events(c *contender) ([]float64, error) {
+	j := w.job("events", c)
+	j.Events = w.options.events
+	r, err := w.load.do(j)
+	if err != nil {
+		return nil, err
+	}
+	return []float64{float64(r.Median.Nanoseconds()) / 1e3}, nil
+}
+
+// settle is how long a proxy gets to finish with what it was asked before its RSS is read.
+const settle = 300 * time.Millisecond
+
+// idleRSS measures what idle connections cost in a new process, in which each has carried one request.
+func (w *world) idleRSS(c *contender) ([]float64, error) {
+	p, address, err := c.start()
+	if err != nil {
+		return nil, err
+	}
+	defer p.stop()
+	j := w.job("open", c)
+	j.Proxy = address
+	j.Connections = 16
+	if _, err := w.load.do(j); err != nil { // what is needed once, code pages too, does not count
+		return nil, err
+	}
+	time.Sleep(settle)
+	before, err := rss(p.pid())
+	if err != nil {
+		return nil, err
+	}
+	j.Connections = w.idle
+	if _, err := w.load.do(j); err != nil {
+		return nil, err
+	}
+	time.Sleep(settle)
+	after, err := rss(p.pid())
+	if err != nil {
+		return nil, err
+	}
+	j = w.job("open", c)
+	if _, err := w.load.do(j); err != nil { // has the load generator close what it holds
+		return nil, err
+	}
+	return []float64{float64(after-before) / 1024 / float64(w.idle)}, nil
+}
+
+// median gives the middle of the values, or the mean of the two in the middle.
+func median(values []float64) float64 {
+	s := slices.Sorted(slices.Values(values))
+	n := len(s)
+	return (s[(n-1)/2] + s[n/2]) / 2
+}
+
+// format gives a value as the table shows it.
+func (r *row) format(v float64) string { return strconv.FormatFloat(v, 'f', r.digits, 64) }
