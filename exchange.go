@@ -60,6 +60,9 @@ func (x *exchange) send(up *upstream) {
 	defer res.Body.Close()
 	upgrade := res.Header.Get("Upgrade")
 	cleanAnswer(res.Header, x.injected)
+	if res.StatusCode == http.StatusNoContent {
+		delete(res.Header, "Content-Length") // RFC 9110 §8.6; some client might wait for it
+	}
 	if res.StatusCode == http.StatusSwitchingProtocols {
 		x.upgrade(res, upgrade)
 		return
@@ -186,7 +189,7 @@ func (x *exchange) audit() {
 // got1xx passes an interim answer on: see httptrace.ClientTrace.
 func (x *exchange) got1xx(code int, h textproto.MIMEHeader) error {
 	cleanAnswer(http.Header(h), x.injected)
-	h.Del("Content-Length") // there is no content to an interim answer
+	h.Del("Content-Length") // as in a 204
 	return x.reply.inform(code, http.Header(h))
 }
 

@@ -144,11 +144,11 @@ func (c *upstreamConn) readHead(b *upstreamBody) (*http.Response, error) {
 	}
 	for {
 		res, err := http.ReadResponse(c.br, r)
+		if err == nil && res.StatusCode < 100 {
+			err = fmt.Errorf("status %q", res.Status)
+		}
 		if err != nil {
 			return nil, err
-		}
-		if res.StatusCode < 100 {
-			return nil, fmt.Errorf("status code %d", res.StatusCode)
 		}
 		if res.StatusCode >= 200 || res.StatusCode == http.StatusSwitchingProtocols {
 			c.lim.lift()

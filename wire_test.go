@@ -272,9 +272,9 @@ func (o *wireOrigin) takeWire(t testing.TB) []*wireRequest {
 // give at most step bytes.
 type memConn struct {
 	step int
-	hold bool // wait for more behind data, instead of the end of the connection
 
 	mu       sync.Mutex
+	hold     bool // wait for more behind data, instead of the end of the connection
 	data     []byte
 	sent     bytes.Buffer // what the proxy wrote
 	closed   bool
@@ -291,7 +291,7 @@ func (c *memConn) Read(p []byte) (int, error) {
 		c.mu.Lock()
 		n := copy(p[:min(len(p), c.step)], c.data)
 		c.data = c.data[n:]
-		closed, left, change := c.closed, time.Until(c.deadline), c.change
+		closed, hold, left, change := c.closed, c.hold, time.Until(c.deadline), c.change
 		timed := !c.deadline.IsZero()
 		c.mu.Unlock()
 		switch {
@@ -301,7 +301,7 @@ func (c *memConn) Read(p []byte) (int, error) {
 			return n, nil
 		case timed && left <= 0:
 			return 0, os.ErrDeadlineExceeded
-		case !c.hold:
+		case !hold:
 			return 0, io.EOF
 		case !timed:
 			left = time.Hour
@@ -334,6 +334,12 @@ func (c *memConn) SetReadDeadline(t time.Time) error {
 	return nil
 }
 
+// CloseWrite makes the other end close the connection.
+func (c *memConn) CloseWrite() error {
+	c.changed(func() { c.hold = false })
+	return nil
+}
+
 func (c *memConn) changed(change func()) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -344,7 +350,6 @@ func (c *memConn) changed(change func()) {
 
 func (c *memConn) SetDeadline(t time.Time) error    { return c.SetReadDeadline(t) }
 func (c *memConn) SetWriteDeadline(time.Time) error { return nil }
-func (c *memConn) CloseWrite() error                { return nil }
 func (c *memConn) LocalAddr() net.Addr              { return memAddr }
 func (c *memConn) RemoteAddr() net.Addr             { return memAddr }
 
