@@ -41,6 +41,7 @@ type event struct {
 	host     string    // "api.github.com" or "api.github.com:8443"
 	path     string    // request target: query and userinfo are dropped by the writer
 	injected bool      // the request carried a credential of ours
+	sent     bool      // though decisionFailed, the upstream may have got the request
 	decision string    // decisionInjected …
 	code     int       // what the client was answered; 0 in an opening line
 	in, out  int64     // bytes of content taken from the client and from the upstream

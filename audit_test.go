@@ -648,7 +648,9 @@ func TestOnlyRefusalsAreSuppressed(t *testing.T) {
 	forwarded.decision = decisionForwarded
 	tunneled := deniedEvent("x", "172.17.0.2:1")
 	tunneled.decision = decisionTunneled
-	for _, e := range []*event{injectedEvent("x"), injectedAndFailed, forwarded, tunneled} {
+	sentAndFailed := deniedEvent("x", "172.17.0.2:1")
+	sentAndFailed.decision, sentAndFailed.sent = decisionFailed, true
+	for _, e := range []*event{injectedEvent("x"), injectedAndFailed, forwarded, tunneled, sentAndFailed} {
 		l := newAudit(t, auditConfig{})
 		for range 30 {
 			l.write(e)

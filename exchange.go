@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"io"
 	"net/http"
 	"net/textproto"
@@ -53,6 +54,8 @@ func (x *exchange) send(up *upstream) {
 		x.event.decision, x.event.injected = decisionInjected, true
 	}
 	res, err := up.RoundTrip(x.r)
+	var unsent *connectError
+	x.event.sent = !errors.As(err, &unsent)
 	if err != nil {
 		x.refuse(upstreamRefusal(x.event.host, err))
 		return

@@ -477,6 +477,22 @@ func TestAnUpstreamThatFailsWhileContentIsSentIsTold(t *testing.T) {
 	}
 }
 
+func TestEachRequestThatAnUpstreamSawHasItsLineHoweverManyFail(t *testing.T) {
+	o := newOrigin(t, func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) })
+	p := newTestProxy(t, o, testProxyOptions{})
+	client := p.client(t, 2)
+	for range maxRefusals + 5 {
+		res, err := client.Post("https://sentry.io/", "text/plain", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		res.Body.Close()
+	}
+	if seen, lines := len(o.take()), len(p.lines(t)); seen != maxRefusals+5 || lines != seen {
+		t.Errorf("the upstream saw %d requests, the log has %d lines", seen, lines)
+	}
+}
+
 func TestAFailedUpstreamIsToldInTheServicesOwnShape(t *testing.T) {
 	o := newOrigin(t, func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) })
 	p := newTestProxy(t, o, testProxyOptions{env: map[string]string{"GITHUB_TOKEN": canary, "ANTHROPIC_API_KEY": canary, "DOCKER_USERNAME": "u", "DOCKER_TOKEN": canary}})

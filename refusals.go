@@ -40,8 +40,8 @@ func newRefusals(now func() time.Time, report func(*event)) *refusals {
 	return &refusals{now: now, report: report, clients: make(map[netip.Addr]*refusalCount), opened: make(map[string]bool)}
 }
 
-// admit tells whether e gets its line. Only refusals may not: a denied request, or a failed one that carried no
-// credential; and a closing line always follows its opening line.
+// admit tells whether e gets its line. Only refusals may not: a denied request, or a failed one that no upstream can have seen;
+// and a closing line always follows its opening line.
 func (r *refusals) admit(e *event) bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -53,7 +53,7 @@ func (r *refusals) admit(e *event) bool {
 		delete(r.opened, e.id)
 		return true
 	}
-	refused := e.decision == decisionDenied || e.decision == decisionFailed && !e.injected
+	refused := e.decision == decisionDenied || e.decision == decisionFailed && !e.injected && !e.sent
 	if !refused || r.closed {
 		return true
 	}

@@ -277,8 +277,13 @@ func (u *upstream) expire() {
 }
 
 // connect opens a connection to key.host, with TLS for https. via is the upstream proxy to which a plain request has to be
-// sent in absolute-form, else nil. The errors are those of dialer.dial, and handshakeError.
+// sent in absolute-form, else nil. The errors are those of dialer.dial, and handshakeError, in a connectError.
 func (u *upstream) connect(ctx context.Context, key upstreamKey, config *tls.Config) (conn net.Conn, via *url.URL, err error) {
+	defer func() {
+		if err != nil {
+			err = &connectError{err}
+		}
+	}()
 	a, err := parseAuthority(key.host, schemePort(key.scheme))
 	if err != nil {
 		return nil, nil, err
@@ -300,6 +305,12 @@ func (u *upstream) connect(ctx context.Context, key upstreamKey, config *tls.Con
 	}
 	return tc, nil, nil
 }
+
+// connectError is an error that came before anything of the request was sent.
+type connectError struct{ err error }
+
+func (e *connectError) Error() string { return e.err.Error() }
+func (e *connectError) Unwrap() error { return e.err }
 
 // handshakeError is a TLS handshake with an upstream that came to nothing: its certificate does not verify, or it is not
 // TLS.
