@@ -120,8 +120,8 @@ func (d *Daemon) run(t testing.TB) {
 			<-d.ended
 			t.Errorf("the daemon does not end on SIGTERM")
 		}
-		if t.Failed() {
-			t.Logf("what muxproxy said:\n%s", d.log.String())
+		if said := d.log.String(); t.Failed() {
+			t.Logf("what muxproxy said:\n%s", said[:min(len(said), 5000)])
 		}
 	})
 	Eventually(t, "the daemon", 20*time.Second, func() error {
@@ -137,6 +137,20 @@ func (d *Daemon) run(t testing.TB) {
 		return err
 	})
 }
+
+// Signal sends the daemon a signal. SIGQUIT has it print the stacks of all goroutines and end.
+func (d *Daemon) Signal(t testing.TB, s syscall.Signal) {
+	t.Helper()
+	if err := d.cmd.Process.Signal(s); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Ended is closed when the daemon has ended.
+func (d *Daemon) Ended() <-chan struct{} { return d.ended }
+
+// Stderr is what the daemon has said so far.
+func (d *Daemon) Stderr() string { return d.log.String() }
 
 // Pool is Roots as a pool.
 func (d *Daemon) Pool(t testing.TB) *x509.CertPool {
@@ -194,7 +208,8 @@ func (d *Daemon) Closing(t testing.TB, match func(Line) bool) []Line {
 type Usage struct {
 	RSS         int64 // bytes
 	Peak        int64 // bytes of RSS, the most since ResetPeak
-	Descriptors int
+	Descriptors int   // but pipes
+	Pipes       int   // descriptors of pipes: Go keeps those through which it has spliced until the second garbage collection
 	Threads     int
 }
 
@@ -210,7 +225,14 @@ func (d *Daemon) Usage(t testing.TB) Usage {
 	if err != nil {
 		t.Fatal(err)
 	}
-	u := Usage{Descriptors: len(descriptors)}
+	u := Usage{}
+	for _, fd := range descriptors {
+		if to, _ := os.Readlink(proc + "/fd/" + fd.Name()); strings.HasPrefix(to, "pipe:") {
+			u.Pipes++
+		} else {
+			u.Descriptors++
+		}
+	}
 	for line := range strings.Lines(string(status)) {
 		f := strings.Fields(line)
 		if len(f) < 2 {
