@@ -260,25 +260,6 @@ func (s *ruleSet) naming(host string) (rules []*rule) {
 	return rules
 }
 
-// rules lists the rules that have sources, in order. Of those that share a service and its credentials, as the two of
-// GitHub do, it has the first alone.
-func (s *ruleSet) rules() []*rule {
-	var list []*rule
-	for _, r := range s.ordered {
-		if len(r.sources) > 0 && !slices.ContainsFunc(list, r.sharesCredentials) {
-			list = append(list, r)
-		}
-	}
-	return list
-}
-
-// sharesCredentials tells whether another rule is of the same service and looks for its credentials in the same places.
-func (r *rule) sharesCredentials(o *rule) bool {
-	return r.service == o.service && slices.EqualFunc(r.sources, o.sources, func(a, b source) bool {
-		return a.file == b.file && slices.Equal(a.env, b.env)
-	})
-}
-
 // parents yields the names that a host lies below, the longest first: "b.c" and "c" for "a.b.c".
 func parents(host string) func(yield func(string) bool) {
 	return func(yield func(string) bool) {

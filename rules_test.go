@@ -293,20 +293,6 @@ func TestNamesHoldsOnEveryPort(t *testing.T) {
 	}
 }
 
-func TestRulesListsEachCredentialOnce(t *testing.T) {
-	other := fileRule(t, "gitlab", "c.example")
-	other.sources[0].file = "other"
-	rules := append([]*rule{fileRule(t, "gitlab", "a.example"), fileRule(t, "gitlab", "b.example"), other, allowRule(t, "open", "d.example")}, builtinRules()...)
-	var got []string
-	for _, r := range newRuleSet(rules, actionTunnel).rules() {
-		got = append(got, r.service)
-	}
-	want := "gitlab gitlab github anthropic pagerduty sentry npm docker-auth"
-	if strings.Join(got, " ") != want {
-		t.Errorf("rules() = %v, want %s", got, want)
-	}
-}
-
 func TestMatchPath(t *testing.T) {
 	tests := []struct {
 		pattern, path string
