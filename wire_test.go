@@ -36,17 +36,9 @@ var (
 	wireChunk = regexp.MustCompile(`^[0-9a-f]{1,15}$`)
 )
 
-// readWire reads one request in the one form that every server reads alike, far stricter than RFC 9112 allows: CRLF and
-// no other line end, no blank but those of the grammar, one Host, one framing. io.EOF is the end between two requests,
-// errTruncated one within; any other error means that servers may differ about what they got.
-func readWire(br *bufio.Reader) (*wireRequest, error) {
-	r, err := readWireHead(br)
-	if err != nil {
-		return nil, err
-	}
-	return r, r.readContent(br)
-}
-
+// readWireHead reads the head of one request in the one form that every server reads alike, far stricter than RFC 9112 allows:
+// CRLF and no other line end, no blank but those of the grammar, one Host, one framing. io.EOF is the end between two
+// requests, errTruncated one within; any other error means that servers may differ about what they got.
 func readWireHead(br *bufio.Reader) (*wireRequest, error) {
 	line, err := readWireLine(br)
 	if err != nil {
