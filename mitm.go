@@ -305,7 +305,9 @@ func (c *clientConn) relayTunnel(x *exchange, conn net.Conn) {
 func (h *http1Conn) established(conn net.Conn) (early []byte, err error) {
 	h.endWatch()
 	conn.SetDeadline(time.Time{})
-	early, _ = h.br.Peek(h.br.Buffered())
+	if n := h.br.Buffered(); n > 0 { // else it would keep the reader's buffer for as long as the connection
+		early, _ = h.br.Peek(n)
+	}
 	_, err = io.WriteString(conn, "HTTP/1.1 200 Connection established\r\n\r\n")
 	return early, err
 }
