@@ -56,6 +56,7 @@ func (c *clientConn) loop(h *http1Conn, host string, handle func(*exchange)) (ne
 		Got1xxResponse: func(code int, fields textproto.MIMEHeader) error { return x.got1xx(code, fields) },
 	})
 	for c.idle() {
+		x = nil // the last request: an idle connection should be small
 		if h.await() != nil || !c.state.CompareAndSwap(connIdle, connBusy) {
 			return nil
 		}

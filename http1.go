@@ -34,7 +34,7 @@ type http1Conn struct {
 	conn  net.Conn // the socket, or the TLS connection on it
 	lim   limitedReader
 	br    *bufio.Reader
-	bw    *bufio.Writer
+	bw    *bufio.Writer // nil while the next request is awaited
 	wait  time.Duration // for the next request's first byte: headWait before the first, then idleWait
 	timed bool          // a read deadline is set
 
@@ -44,9 +44,11 @@ type http1Conn struct {
 func newHTTP1Conn(conn net.Conn) *http1Conn {
 	c := &http1Conn{conn: conn, lim: limitedReader{conn: conn}, wait: headWait}
 	c.br = bufio.NewReader(&c.lim)
-	c.bw = bufio.NewWriter(conn)
 	return c
 }
+
+// writers holds the buffers that no exchange uses: most connections are idle, most of the time.
+var writers = sync.Pool{New: func() any { return bufio.NewWriter(nil) }}
 
 // badRequest is a request that HTTP does not allow, with the status that says so.
 type badRequest struct {
@@ -63,7 +65,14 @@ func (c *http1Conn) await() error {
 		c.conn.SetReadDeadline(time.Now().Add(c.wait))
 		c.timed = true
 	}
+	if c.bw != nil { // the last answer has been flushed, or the connection is over
+		c.bw.Reset(nil)
+		writers.Put(c.bw)
+		c.bw = nil
+	}
 	_, err := c.br.Peek(1)
+	c.bw = writers.Get().(*bufio.Writer)
+	c.bw.Reset(c.conn)
 	return err
 }
 
