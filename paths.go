@@ -53,7 +53,7 @@ func hasDotSegment(path string) bool {
 
 // comparablePath gives equal strings for paths that RFC 3986 §6.2.2 calls equivalent: escapes of unreserved characters are
 // decoded ("/%61" is "/a"), the digits of the others are upper case ("%2f" is "%2F", and stays data within its segment).
-// A "%" that starts no escape stays as it is.
+// A "%" that starts no escape stays as it is; what it then stands before may look like one, so ambiguity comes first.
 func comparablePath(path string) string {
 	if !strings.Contains(path, "%") {
 		return path

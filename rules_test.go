@@ -377,7 +377,7 @@ func naivePath(pattern, path string) bool {
 func FuzzMatchPath(f *testing.F) {
 	for _, seed := range [][2]string{
 		{"/*/*/info/refs", "/o/r/info/refs"}, {"/a*b*c/d", "/aXbYbZc/d"}, {"/api/v4/*", "/api/v4/%2e%2e/x"},
-		{"/a/**", "/a/b"}, {"/*", "*"}, {"/%61", "/a"}, {"/a*/b*", "/a/b/c"}, {"", ""},
+		{"/a/**", "/a/b"}, {"/*", "*"}, {"/%61", "/a"}, {"/a*/b*", "/a/b/c"}, {"", ""}, {"/*", "/%3%30"},
 	} {
 		f.Add(seed[0], seed[1])
 	}
@@ -392,7 +392,8 @@ func FuzzMatchPath(f *testing.F) {
 		}
 		a, errA := url.PathUnescape(path)
 		b, errB := url.PathUnescape(comparable)
-		if (errA == nil) != (errB == nil) || errA == nil && a != b {
+		// What holds a "%" that starts no escape is refused before it is compared: see ambiguity.
+		if errA == nil && (errB != nil || a != b) {
 			t.Fatalf("comparablePath(%q) = %q means another path", path, comparable)
 		}
 		if ambiguity(path) == "" && path != "*" && (a == "" || a != "/" && strings.Contains(a+"/", "/../") || strings.Contains(a, "//")) {
