@@ -84,6 +84,9 @@ func (c *http1Conn) read() (*http.Request, error) {
 	}
 	c.wait = idleWait
 	r, err := http.ReadRequest(c.br)
+	if c.lim.over { // whatever the parser made of half a line
+		err = errHeadTooLarge
+	}
 	if err != nil {
 		return nil, headError(err)
 	}

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"slices"
 	"strings"
@@ -253,6 +254,159 @@ func TestNothingOfAnAnswerIsLeftForTheNext(t *testing.T) {
 		res, content := exchangeRaw(t, conn, "GET /next HTTP/1.1\r\nHost: api.github.com\r\n\r\n")
 		if res.StatusCode != 200 || content != "next!" {
 			t.Errorf("after %s %.60q the next answer is %s %.20q", c.method, first, res.Status, content)
+		}
+	}
+}
+
+func TestAHeaderWithoutEndIsRefusedAfterALittle(t *testing.T) {
+	o := newWireOrigin(t)
+	p := newTestProxy(t, &o.testOrigin, testProxyOptions{env: map[string]string{"GITHUB_TOKEN": canary}})
+	const huge = 1 << 30
+	for name, piece := range map[string]string{
+		"one field": strings.Repeat("a", 16<<10),
+		"fields":    strings.Repeat("X-A: b\r\n", 2<<10),
+		"a line":    strings.Repeat("/", 16<<10),
+		"folds":     strings.Repeat(" a\r\n", 4<<10),
+		"LF":        strings.Repeat("a:\n", 5<<10),
+	} {
+		head := "GET / HTTP/1.1\r\nHost: api.github.com\r\nX-B: "
+		if name == "a line" {
+			head = "GET /"
+		}
+		for _, port := range []bool{true, false} {
+			var conn net.Conn = p.intercepted(t, "api.github.com:443", "api.github.com")
+			if port {
+				conn, _ = dialProxy(p)
+			}
+			sent, err := io.WriteString(conn, head)
+			for err == nil && sent < huge {
+				var n int
+				n, err = io.WriteString(conn, piece)
+				sent += n
+			}
+			if err == nil || sent > 16<<20 { // what the sockets and linger take included
+				t.Errorf("%s: %d MiB were taken", name, sent>>20)
+			}
+			output, _ := io.ReadAll(conn)
+			if codes := hostileAnswers(output); len(codes) > 1 || len(codes) == 1 && codes[0] != 431 {
+				t.Errorf("%s: answers %v", name, codes)
+			}
+			conn.Close()
+		}
+	}
+	for _, n := range []int{400, 10_000} {
+		res, _ := exchangeRaw(t, p.intercepted(t, "api.github.com:443", "api.github.com"), hostileRequest("GET /a HTTP/1.1", strings.Repeat("X:\r\n", n), ""))
+		if want := map[int]int{400: 200, 10_000: 431}[n]; res.StatusCode != want {
+			t.Errorf("%d fields: %s", n, res.Status)
+		}
+	}
+	if n := len(o.takeWire(t)); n != 1 {
+		t.Errorf("%d requests reached the upstream", n)
+	}
+}
+
+func TestPipelinedRequestsAreAnsweredInOrderAndAudited(t *testing.T) {
+	o := newWireOrigin(t)
+	o.answer = func(r *wireRequest) string {
+		return fmt.Sprintf("HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s", len(r.target), r.target)
+	}
+	p := newTestProxy(t, &o.testOrigin, testProxyOptions{env: map[string]string{"GITHUB_TOKEN": canary}})
+	const n = 500
+	var b strings.Builder
+	for i := range n {
+		b.WriteString(hostileRequest(fmt.Sprintf("POST /%d HTTP/1.1", i), "Content-Length: 34\r\n", "GET /hidden HTTP/1.1\r\nHost: evil\r\n"))
+	}
+	conn := p.intercepted(t, "api.github.com:443", "api.github.com")
+	go io.WriteString(conn, b.String())
+	br := bufio.NewReader(conn)
+	for i := range n {
+		res, err := http.ReadResponse(br, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		content, _ := io.ReadAll(res.Body)
+		if string(content) != fmt.Sprintf("/%d", i) {
+			t.Fatalf("answer %d is %q", i, content)
+		}
+	}
+	got, lines := o.takeWire(t), p.lines(t)
+	if len(got) != n || len(lines) != n {
+		t.Fatalf("%d requests at the upstream, %d lines, of %d", len(got), len(lines), n)
+	}
+	for i, r := range got {
+		checkInjectedWire(t, r)
+		if lines[i].Path != r.target || !lines[i].Injected || lines[i].In != 34 {
+			t.Errorf("the upstream got %s, line %+v", r.target, lines[i])
+		}
+	}
+}
+
+// TestChunksThatAreMostlyFramingAreRefused: CVE-2023-39326.
+func TestChunksThatAreMostlyFramingAreRefused(t *testing.T) {
+	o := newWireOrigin(t)
+	p := newTestProxy(t, &o.testOrigin, testProxyOptions{env: map[string]string{"GITHUB_TOKEN": canary}})
+	conn := p.intercepted(t, "api.github.com:443", "api.github.com")
+	chunk := "1;" + strings.Repeat("x", 4000) + "\r\na\r\n"
+	sent, err := io.WriteString(conn, hostileRequest("POST /a HTTP/1.1", "Transfer-Encoding: chunked\r\n", ""))
+	for err == nil && sent < 64<<20 {
+		var n int
+		n, err = io.WriteString(conn, chunk)
+		sent += n
+	}
+	if err == nil {
+		t.Errorf("%d MiB of chunk extensions were taken", sent>>20)
+	}
+	if n := len(o.takeWire(t)); n != 0 {
+		t.Errorf("%d requests reached the upstream", n)
+	}
+}
+
+func TestThePortTakesRequestsAsStrictly(t *testing.T) {
+	o := newPlainOrigin(t)
+	p := newTestProxy(t, o, testProxyOptions{deny: true, env: map[string]string{"GITHUB_TOKEN": canary}, rules: []*rule{
+		{service: "open", hosts: []hostPattern{{host: "open.example", port: 443}, {host: "open.example", port: 80}}},
+	}})
+	plain := func(target string) string { return "GET " + target + " HTTP/1.1\r\nHost: x\r\n\r\n" }
+	for _, c := range []struct {
+		bytes string
+		codes []int
+		paths string // at the upstream
+	}{
+		{plain("http://open.example/a") + plain("http://open.example/b"), []int{200, 200}, "/a /b"},
+		{plain("http://open.example/a#b"), []int{400}, ""},
+		{plain("http://open.example#@evil.example/"), []int{400}, ""},
+		{plain("http://evil@open.example/"), []int{400}, ""},
+		{plain("http://open.example\\@evil.example/"), []int{400}, ""},
+		{plain("http://open.example:80:80/"), []int{400}, ""},
+		{plain("http://open.example%2eevil/"), []int{400}, ""},
+		{plain("http://evil.example/?http://open.example/"), []int{403}, ""},
+		{plain("http:open.example/"), []int{404}, ""},
+		{plain("http:///a"), []int{404}, ""},
+		{plain("ftp://open.example/"), []int{400}, ""},
+		{plain("//open.example/"), []int{404}, ""},
+		{"CONNECT evil.example:443 HTTP/1.1\r\nHost: open.example:443\r\n\r\n", []int{403}, ""},
+		{"CONNECT /a HTTP/1.1\r\nHost: open.example:443\r\n\r\n", []int{400}, ""},
+		{"CONNECT http://open.example:443/ HTTP/1.1\r\nHost: open.example:443\r\n\r\n", []int{400}, ""},
+		{"CONNECT open.example:443#evil HTTP/1.1\r\nHost: x\r\n\r\n", []int{400}, ""},
+		{"CONNECT open.example:443 HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\n\r\nabcde", []int{400}, ""},
+		{"CONNECT open.example:443 HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", []int{400}, ""},
+		{"POST http://open.example/a HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n" + plain("http://evil.example/"), []int{200, 403}, "/a"},
+		{"GET http://open.example/a HTTP/1.1\r\nHost: x\r\nTransfer-Encoding : chunked\r\n\r\n", []int{400}, ""},
+	} {
+		conn, err := dialProxy(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		io.WriteString(conn, c.bytes)
+		closeWrite(conn)
+		output, _ := io.ReadAll(conn)
+		conn.Close()
+		var paths []string
+		for _, r := range o.take() {
+			paths = append(paths, r.RequestURI)
+		}
+		if codes := hostileAnswers(output); !slices.Equal(codes, c.codes) || strings.Join(paths, " ") != c.paths {
+			t.Errorf("%q: answers %v, want %v; the upstream got %q, want %q", c.bytes, codes, c.codes, paths, c.paths)
 		}
 	}
 }

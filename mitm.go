@@ -259,6 +259,10 @@ func (c *clientConn) handleConnect(h *http1Conn, x *exchange) {
 		return
 	}
 	x.event.host, x.event.path = hostField(a, 443), ""
+	if x.r.Body != http.NoBody { // RFC 9110 §9.3.6: what it would mean is nowhere said
+		h.refuseConnect(x, denied(http.StatusBadRequest, "CONNECT with content", "CONNECT has no content"))
+		return
+	}
 	n := c.p.policy.Load()
 	d := n.rules.connect(a)
 	switch d.action {

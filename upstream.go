@@ -361,6 +361,7 @@ type limitedReader struct {
 	conn  net.Conn
 	left  int64 // bytes that may still be read, or unlimited
 	lines int   // line feeds likewise
+	over  bool  // more was asked for
 }
 
 const unlimited = 1<<63 - 1
@@ -371,7 +372,7 @@ const headLines = 500
 var errHeadTooLarge = errors.New("header section too large")
 
 // limit begins a head of at most so many bytes.
-func (l *limitedReader) limit(bytes int64) { l.left, l.lines = bytes, headLines }
+func (l *limitedReader) limit(bytes int64) { l.left, l.lines, l.over = bytes, headLines, false }
 
 // lift ends the limits: content comes.
 func (l *limitedReader) lift() { l.left = unlimited }
@@ -382,7 +383,7 @@ func (l *limitedReader) Read(p []byte) (int, error) {
 	if l.left == unlimited {
 		return l.conn.Read(p)
 	}
-	if l.left <= 0 || l.lines < 0 {
+	if l.over = l.left <= 0 || l.lines < 0; l.over {
 		return 0, errHeadTooLarge
 	}
 	if int64(len(p)) > l.left {
