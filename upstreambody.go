@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -22,6 +23,9 @@ type upstreamBody struct {
 
 	sent chan error  // holds the sender's result; nil where there is no sender
 	left atomic.Bool // the client's content broke off: the sender has closed the connection
+
+	timing sync.Mutex // guards begun and the connection's read deadline
+	begun  bool       // the answer's head is there
 
 	ahead     chan bool // tells a sender that awaits 100 whether to send; nil where it does not
 	continued bool      // 100 came
@@ -49,6 +53,7 @@ func (b *upstreamBody) send() error {
 		if err == nil {
 			err = c.writeContent(r)
 		}
+		b.timeAnswer()
 		if errors.Is(err, errClientContent) {
 			b.left.Store(true)
 			c.abort()
@@ -56,6 +61,23 @@ func (b *upstreamBody) send() error {
 		b.sent <- err
 	}()
 	return nil
+}
+
+// timeAnswer gives the server time for the head of its answer, from now on.
+func (b *upstreamBody) timeAnswer() {
+	b.timing.Lock()
+	defer b.timing.Unlock()
+	if !b.begun {
+		b.c.conn.SetReadDeadline(time.Now().Add(b.c.u.wait))
+	}
+}
+
+// answered ends the time that timeAnswer gave.
+func (b *upstreamBody) answered() {
+	b.timing.Lock()
+	defer b.timing.Unlock()
+	b.begun = true
+	b.c.conn.SetReadDeadline(time.Time{})
 }
 
 // errNotContinued is the sender's result where the server answered for good instead of with 100.

@@ -135,7 +135,9 @@ func (c *upstreamConn) abort() { c.sock.Close() }
 // readHead reads the answer's head; 1xx but 101 go to httptrace's Got1xxResponse.
 func (c *upstreamConn) readHead(b *upstreamBody) (*http.Response, error) {
 	r := b.r
-	c.conn.SetReadDeadline(time.Now().Add(c.u.wait))
+	if b.sent == nil { // else the sender does, once it is done: content may take as long as it likes
+		b.timeAnswer()
+	}
 	c.lim.limit(upstreamHead)
 	if _, err := c.br.Peek(1); err != nil {
 		return nil, fmt.Errorf("%w: %w", errNothingBack, err)
@@ -150,7 +152,7 @@ func (c *upstreamConn) readHead(b *upstreamBody) (*http.Response, error) {
 		}
 		if res.StatusCode >= 200 || res.StatusCode == http.StatusSwitchingProtocols {
 			c.lim.lift()
-			c.conn.SetReadDeadline(time.Time{})
+			b.answered()
 			return res, nil
 		}
 		if res.StatusCode == http.StatusContinue {
