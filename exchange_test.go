@@ -11,9 +11,11 @@ import (
 	"net/http"
 	"net/http/httptrace"
 	"net/textproto"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
+	"weak"
 )
 
 // githubProxy is a proxy with a credential for github in front of handler.
@@ -416,6 +418,48 @@ func TestAClientThatLeavesEndsTheUpstreamRequest(t *testing.T) {
 			if l := p.lastLine(t); l.Decision != "failed" || l.Error != "client left" {
 				t.Errorf("audit line %+v", l)
 			}
+		}
+	}
+}
+
+func TestNothingStaysOfAConnectionWhoseClientLeftWithinARequest(t *testing.T) {
+	for _, version := range []int{1, 2} {
+		arrived, ended := make(chan struct{}), make(chan struct{})
+		p, _ := githubProxy(t, func(w http.ResponseWriter, r *http.Request) {
+			close(arrived)
+			<-r.Context().Done()
+			close(ended)
+		})
+		client := p.client(t, version)
+		var socket net.Conn
+		client.Transport.(*http.Transport).DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+			conn, err := (&net.Dialer{}).DialContext(ctx, network, address)
+			socket = conn
+			return conn, err
+		}
+		failed := make(chan struct{})
+		go func() {
+			defer close(failed)
+			if res, err := client.Get("https://api.github.com/"); err == nil {
+				res.Body.Close()
+			}
+		}()
+		<-arrived
+		var left weak.Pointer[clientConn]
+		p.mu.Lock()
+		for c := range p.conns {
+			left = weak.Make(c)
+		}
+		p.mu.Unlock()
+		socket.Close()
+		<-ended
+		<-failed
+		p.quiesce()
+		for i := 0; left.Value() != nil; i++ {
+			if i == 100 {
+				t.Fatalf("HTTP/%d: its memory is still held", version)
+			}
+			runtime.GC()
 		}
 	}
 }

@@ -173,3 +173,40 @@ func TestAnUpstreamMayThinkForMinutesButNotForEver(t *testing.T) {
 		}
 	}
 }
+
+func TestAnIdleConnectionIsClosedAfterFiveMinutesAndNoBusyOne(t *testing.T) {
+	for _, version := range []int{1, 2} {
+		synctest.Test(t, func(t *testing.T) {
+			p, client := newPipeProxy(t, version, func(w http.ResponseWriter, r *http.Request) {
+				if r.URL.Path == "/slow" {
+					<-time.After(2 * idleWait)
+				}
+			})
+			get := func(path string) {
+				res, err := client.Get("https://sentry.io" + path)
+				if err != nil {
+					t.Fatalf("HTTP/%d %s: %v", version, path, err)
+				}
+				io.Copy(io.Discard, res.Body)
+				res.Body.Close()
+			}
+			conns := func() int {
+				synctest.Wait()
+				p.mu.Lock()
+				defer p.mu.Unlock()
+				return len(p.conns)
+			}
+			get("/1")
+			<-time.After(idleWait - time.Minute)
+			get("/slow")
+			<-time.After(idleWait - time.Minute)
+			if n := conns(); n != 1 {
+				t.Errorf("HTTP/%d: %d connections before the time is over", version, n)
+			}
+			<-time.After(2 * time.Minute)
+			if n := conns(); n != 0 {
+				t.Errorf("HTTP/%d: %d connections after it", version, n)
+			}
+		})
+	}
+}

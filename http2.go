@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"time"
 )
 
 // What one HTTP/2 connection may use: requests at once, and bytes of content that wait for an upstream. net/http's own bounds are
@@ -45,14 +46,9 @@ func newHTTP2Server(log *slog.Logger) *http2Server {
 		ConnContext: func(ctx context.Context, conn net.Conn) context.Context {
 			return context.WithValue(ctx, interceptedKey{}, below(conn).served)
 		},
-		ConnState: func(conn net.Conn, state http.ConnState) {
-			if state == http.StateClosed {
-				close(below(conn).over)
-			}
-		},
+		ConnState:         connState,
 		MaxHeaderBytes:    headLimit,
 		ReadHeaderTimeout: headWait,
-		IdleTimeout:       idleWait,
 		HTTP2: &http.HTTP2Config{
 			MaxConcurrentStreams:          maxStreams,
 			MaxReadFrameSize:              maxFrame,
@@ -66,6 +62,26 @@ func newHTTP2Server(log *slog.Logger) *http2Server {
 	}
 	s.server.Protocols.SetHTTP2(true)
 	return s
+}
+
+// connState closes connections that are idle for idleWait, and tells when one is over. The server's own IdleTimeout would hold
+// the memory of each connection that a client leaves within a request for as long: it is started once more when
+// the connection has ended (net/http's h2_bundle.go, closeStream in closeAllStreamsOnConnClose).
+func connState(conn net.Conn, state http.ConnState) {
+	c := below(conn)
+	if c.idle != nil {
+		c.idle.Stop()
+	}
+	switch state {
+	case http.StateIdle:
+		if c.idle == nil {
+			c.idle = time.AfterFunc(idleWait, func() { conn.Close() })
+		} else {
+			c.idle.Reset(idleWait)
+		}
+	case http.StateClosed:
+		close(c.over)
+	}
 }
 
 // below gives what an intercepted TLS connection runs on.

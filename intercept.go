@@ -26,6 +26,7 @@ type interceptConn struct {
 	leaf   *tls.Certificate
 	served *intercepted  // set after the handshake
 	over   chan struct{} // closed when an HTTP/2 connection has ended
+	idle   *time.Timer   // closes an HTTP/2 connection; used by http2Server.state alone
 }
 
 func newInterceptor(p *proxy) *interceptor {
