@@ -29,7 +29,7 @@ func appendEvent(b []byte, e *event, now time.Time) []byte {
 	if e.session != "" {
 		b = appendText(b, `,"session":`, e.session)
 	}
-	b = appendText(b, `,"method":`, e.method[:min(len(e.method), maxMethod)])
+	b = appendQuoted(append(b, `,"method":`...), cutText(e.method, maxMethod))
 	b = appendText(b, `,"host":`, loggedHost(e.host))
 	b = appendText(b, `,"path":`, loggedPath(e.path))
 	b = append(b, `,"auth_injected":`...)
@@ -94,16 +94,16 @@ func appendNumber(b []byte, name string, n int64) []byte {
 
 // appendText appends name as it is (`,"id":`) and the value, cut, as a JSON string.
 func appendText(b []byte, name, value string) []byte {
-	return appendQuoted(append(b, name...), cutText(value))
+	return appendQuoted(append(b, name...), cutText(value, maxLogged))
 }
 
-// cutText gives at most maxLogged bytes of s, and no half of a rune.
-func cutText(s string) string {
-	if len(s) <= maxLogged {
+// cutText gives at most bound bytes of s, and no half of a rune.
+func cutText(s string, bound int) string {
+	if len(s) <= bound {
 		return s
 	}
-	end := maxLogged
-	for end > maxLogged-utf8.UTFMax && !utf8.RuneStart(s[end]) {
+	end := bound
+	for end > bound-utf8.UTFMax && !utf8.RuneStart(s[end]) {
 		end--
 	}
 	return s[:end]

@@ -67,7 +67,7 @@ func (c *clientConn) loop(h *http1Conn, host string, handle func(*exchange)) (ne
 		}
 		x = c.newExchange(r.WithContext(ctx), host)
 		x.body = h.body(r, x.r)
-		answer := &reply1{c: h, old: !r.ProtoAtLeast(1, 1), close: r.Close || c.p.draining()}
+		answer := &reply1{c: h, old: !r.ProtoAtLeast(1, 1), close: r.Close || c.p.draining() || r.Method == "CONNECT"}
 		if r.Header.Get("Expect") != "" {
 			answer.expects = x.body
 		}

@@ -232,6 +232,9 @@ func FuzzChunks(f *testing.F) {
 			trailer = ""
 		}
 		writeChunks(&b, content, sizes, trailer)
+		if !readable(b.String()) {
+			return // chunks that are far longer than what they hold, which the standard reader refuses
+		}
 		_, _, output := p.run([]byte(b.String()), int(step))
 		got := p.origin.takeWire(t)
 		if len(got) != 1 || got[0].content != string(content) {
@@ -249,6 +252,16 @@ func FuzzChunks(f *testing.F) {
 			t.Errorf("the client got %d bytes back of %d, trailer %v, %v", len(back), len(content), res.Trailer, err)
 		}
 	})
+}
+
+// readable tells whether the standard library reads the request's content to its end.
+func readable(request string) bool {
+	r, err := http.ReadRequest(bufio.NewReader(strings.NewReader(request)))
+	if err != nil {
+		return false
+	}
+	_, err = io.Copy(io.Discard, r.Body)
+	return err == nil
 }
 
 // writeChunks writes content in chunks of the sizes, round and round; each 0 makes the next chunk spell its size oddly.
