@@ -24,11 +24,14 @@ type upstreamConn struct {
 	conn net.Conn
 	sock net.Conn        // the socket below conn
 	raw  syscall.RawConn // its descriptor; nil where there is none to look at
-	via  *url.URL        // the upstream proxy that wants absolute-form, or nil
+	look func(uintptr)   // c.peek, and its answer
+	gone bool
+	via  *url.URL // the upstream proxy that wants absolute-form, or nil
 	lim  limitedReader
 	br   *bufio.Reader
 	bw   *bufio.Writer
 
+	spare     [1]byte // for empty
 	reused    bool
 	idleSince time.Time // guarded by u.mu
 }
@@ -47,6 +50,7 @@ func newUpstreamConn(u *upstream, key upstreamKey, conn net.Conn, via *url.URL) 
 	}
 	if s, ok := c.sock.(syscall.Conn); ok {
 		c.raw, _ = s.SyscallConn()
+		c.look = c.peek
 	}
 	return c
 }
@@ -57,14 +61,14 @@ func (c *upstreamConn) quiet() bool {
 	if c.raw == nil {
 		return true
 	}
-	quiet := false
-	err := c.raw.Read(func(fd uintptr) bool {
-		var b [1]byte
-		_, _, err := syscall.Recvfrom(int(fd), b[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
-		quiet = err == syscall.EAGAIN
-		return true
-	})
-	return err == nil && quiet
+	return c.raw.Control(c.look) == nil && !c.gone
+}
+
+// peek tells by c.gone whether the socket has something to read, or an error. Every request asks it: quiet makes no closure.
+func (c *upstreamConn) peek(fd uintptr) {
+	var b [1]byte
+	_, _, err := syscall.Recvfrom(int(fd), b[:], syscall.MSG_PEEK|syscall.MSG_DONTWAIT)
+	c.gone = err != syscall.EAGAIN
 }
 
 // empty tells whether nothing that was read behind an answer is left, in the buffer or in the TLS connection, which reads
@@ -77,9 +81,8 @@ func (c *upstreamConn) empty() bool {
 		return true
 	}
 	c.conn.SetReadDeadline(time.Unix(1, 0)) // TLS gives what it has before it asks the socket
-	_, err := c.conn.Read(make([]byte, 1))
-	c.conn.SetReadDeadline(time.Time{})
-	return errors.Is(err, os.ErrDeadlineExceeded)
+	_, err := c.conn.Read(c.spare[:])
+	return errors.Is(err, os.ErrDeadlineExceeded) // the next request sets a deadline of its own
 }
 
 // errNothingBack marks an error that came before the first byte of an answer.
