@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"crypto/tls"
 	"errors"
 	"net"
@@ -71,13 +70,13 @@ func (i *interceptor) accept(c *clientConn, h *http1Conn, x *exchange, a authori
 // serve ends TLS and serves the requests inside.
 func (i *interceptor) serve(c *clientConn, conn *interceptConn, x *exchange, a authority) {
 	tc := tls.Server(conn, i.tls)
-	ctx, cancel := context.WithTimeout(c.ctx, headWait)
-	err := tc.HandshakeContext(ctx)
-	cancel()
-	if err != nil {
+	// A deadline, not a context, for which Handshake would start a goroutine: when c.ctx ends, the socket is closed.
+	conn.SetDeadline(time.Now().Add(headWait))
+	if err := tc.Handshake(); err != nil {
 		i.refuseHandshake(x, conn, err)
 		return
 	}
+	conn.SetDeadline(time.Time{})
 	state := tc.ConnectionState()
 	s := &intercepted{i: i, c: c, a: a, host: hostField(a, 443)}
 	s.otherSNI = state.ServerName != "" && !strings.EqualFold(state.ServerName, a.host)
