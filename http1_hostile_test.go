@@ -85,7 +85,7 @@ func hostileCases() []hostileCase {
 		{"UTF-8 in the target", hostileRequest("GET /\xc3\xa9 HTTP/1.1", "", ""), []string{"GET /\xc3\xa9"}, []int{200}},
 		{"a malformed method", hostileRequest("G(T /a HTTP/1.1", "", ""), nil, []int{400}},
 		{"absolute-form inside", hostileRequest("GET https://api.github.com/a HTTP/1.1", "", ""), nil, []int{400}},
-		{"CONNECT inside, with content", hostileRequest("CONNECT api.github.com:443 HTTP/1.1", "Content-Length: 3\r\n", "abc"+next), []string{"GET /next"}, []int{400, 200}},
+		{"CONNECT inside, with content", hostileRequest("CONNECT api.github.com:443 HTTP/1.1", "Content-Length: 3\r\n", "abc"+next), nil, []int{400}},
 		{"authority-form", hostileRequest("GET api.github.com:443 HTTP/1.1", "", ""), nil, []int{400}},
 		{"asterisk-form", hostileRequest("GET * HTTP/1.1", "", ""), nil, []int{400}},
 		{"two Hosts", get("Host: evil.example\r\n"), nil, []int{400}},

@@ -82,7 +82,8 @@ func (c *upstreamConn) empty() bool {
 	}
 	c.conn.SetReadDeadline(time.Unix(1, 0)) // TLS gives what it has before it asks the socket
 	_, err := c.conn.Read(c.spare[:])
-	return errors.Is(err, os.ErrDeadlineExceeded) // the next request sets a deadline of its own
+	c.conn.SetReadDeadline(time.Time{})
+	return errors.Is(err, os.ErrDeadlineExceeded)
 }
 
 // errNothingBack marks an error that came before the first byte of an answer.
