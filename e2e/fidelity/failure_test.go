@@ -59,7 +59,7 @@ var failures = []failure{
 	{name: "cut in a chunk", script: "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n50\r\nshort"},
 	{name: "cut in the trailer section", script: "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nshort\r\n0\r\nX-A: 1\r\n"},
 	{name: "a chunk size that is none", script: "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nshort\r\nxyz\r\n"},
-	{name: "101 unasked", script: "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n", code: 502, says: "switched"},
+	{name: "101 unasked", script: "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n", code: 502, says: "muxproxy: "},
 }
 
 // serveFailures serves the hosts of failures; the failing one sends the script that the request's path numbers.
