@@ -210,3 +210,27 @@ func TestAnIdleConnectionIsClosedAfterFiveMinutesAndNoBusyOne(t *testing.T) {
 		})
 	}
 }
+
+func TestAnEarlyAnswerOverHTTP2IsReadBeforeItsStreamIsReset(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, client := newPipeProxy(t, 2, func(w http.ResponseWriter, r *http.Request) {
+			w.WriteHeader(413)
+			io.WriteString(w, "too large")
+		})
+		content, more := io.Pipe()
+		defer more.Close()
+		res, err := client.Post("https://sentry.io/", "text/plain", content)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer res.Body.Close()
+		started := time.Now()
+		answer := make([]byte, 9)
+		if _, err := io.ReadFull(res.Body, answer); err != nil || string(answer) != "too large" || time.Since(started) != 0 {
+			t.Errorf("%q, %v after %s", answer, err, time.Since(started))
+		}
+		if n, err := res.Body.Read(answer); n != 0 || err != io.EOF || time.Since(started) != lingerWait {
+			t.Errorf("the end: %d bytes, %v after %s", n, err, time.Since(started))
+		}
+	})
+}

@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/tls"
+	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -203,4 +204,19 @@ func (p *reply2) end(trailer http.Header) error {
 		h[http.TrailerPrefix+name] = values
 	}
 	return nil
+}
+
+// linger gives the client a moment with an answer that came before the end of its content, before the handler returns: then
+// net/http resets the stream, and some clients (curl 7.88) drop what they have not read of the answer.
+func (p *reply2) linger(ctx context.Context, b *requestBody) {
+	if b.done.Load() || p.rc.Flush() != nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, lingerWait)
+	defer cancel()
+	p.rc.SetReadDeadline(time.Now().Add(lingerWait))
+	io.CopyN(io.Discard, b, lingerBytes)
+	if !b.done.Load() {
+		<-ctx.Done() // the client resets the stream once it has the answer
+	}
 }

@@ -234,7 +234,8 @@ func (s *intercepted) serveHTTP2(w http.ResponseWriter, r *http.Request) {
 	})
 	x.r = r.WithContext(ctx)
 	x.body = body2(r, x.r)
-	x.reply = &reply2{w: w, rc: http.NewResponseController(w)}
+	answer := &reply2{w: w, rc: http.NewResponseController(w)}
+	x.reply = answer
 	addr := s.c.addr.Addr()
 	streams := s.i.p.clients.beginStream(addr)
 	defer s.i.p.clients.endStream(addr)
@@ -243,6 +244,9 @@ func (s *intercepted) serveHTTP2(w http.ResponseWriter, r *http.Request) {
 		x.refuse(f)
 	} else {
 		s.handle(x)
+		if !x.broken {
+			answer.linger(r.Context(), x.body)
+		}
 	}
 	if x.broken {
 		panic(http.ErrAbortHandler)
