@@ -64,7 +64,7 @@ type options struct {
 }
 
 func parseOptions(args []string, stderr io.Writer) (options, error) {
-	o := options{bulk: 256 << 20, events: 100, idle: 1000, curls: 3}
+	o := options{bulk: 256 << 20, events: 200, idle: 1000, curls: 3}
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	flags.IntVar(&o.rounds, "rounds", 5, "`number` of interleaved rounds")

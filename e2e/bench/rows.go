@@ -27,7 +27,13 @@ type row struct {
 type measurement struct {
 	rows    []*row
 	leaves  string // contenders that it leaves out, "mitmproxy direct"
-	measure func(*world, *contender) ([]float64, error)
+	measure func(*world, *contender) (sample, error)
+}
+
+// sample is what one measurement of a contender gave.
+type sample struct {
+	values []float64     // of its rows
+	cpu    float64       // µs of the proxy, for one request, connection or MB; negative where that says nothing
 }
 
 // measurements are the rows of the table in its order.
@@ -79,21 +85,32 @@ func (w *world) measure(all []*measurement, progress io.Writer) error {
 				if slices.Contains(strings.Fields(m.leaves), c.name) || c.rounds > 0 && round >= c.rounds {
 					continue
 				}
-				values, err := m.measure(w, c)
+				s, err := m.measure(w, c)
 				if err != nil {
 					return fmt.Errorf("%s, %s: %w", m.rows[0].name, c.name, err)
 				}
 				for i, r := range m.rows {
-					if w.values[r] == nil {
-						w.values[r] = map[*contender][]float64{}
-					}
-					w.values[r][c] = append(w.values[r][c], values[i])
+					add(w.values, r, c, s.values[i])
+				}
+				if s.cpu >= 0 {
+					add(w.cpu, m.rows[0], c, s.cpu)
 				}
 			}
 		}
 	}
 	return nil
 }
+
+// add appends a value.
+func add(all map[*row]map[*contender][]float64, r *row, c *contender, v float64) {
+	if all[r] == nil {
+		all[r] = map[*contender][]float64{}
+	}
+	all[r][c] = append(all[r][c], v)
+}
+
+// perUnit is the proxy's CPU time in µs for one of n.
+func (r result) perUnit(n int64) float64 { return r.CPU[0].Seconds() * 1e6 / float64(max(n, 1)) }
 
 // job prepares what all jobs through c have in common.
 func (w *world) job(kind string, c *contender) job {
@@ -106,38 +123,39 @@ func (w *world) job(kind string, c *contender) job {
 
 // requests measures the rate of requests on kept connections and, where there is a second row, the proxy's CPU time.
 func requests(n int, rows ...*row) *measurement {
-	return &measurement{rows: rows, measure: func(w *world, c *contender) ([]float64, error) {
+	return &measurement{rows: rows, measure: func(w *world, c *contender) (sample, error) {
 		j := w.job("requests", c)
 		j.Connections = n
 		r, err := w.load.do(j)
 		if err != nil {
-			return nil, err
+			return sample{}, err
 		}
 		if len(rows) > 1 {
 			w.shares[c] = append(w.shares[c], shares{r.CPU[0], r.CPU[1], r.Own})
 		}
-		return []float64{float64(r.Count) / r.Time.Seconds(), r.CPU[0].Seconds() * 1e6 / float64(r.Count)}, nil
+		cpu := r.perUnit(r.Count)
+		return sample{[]float64{float64(r.Count) / r.Time.Seconds(), cpu}, cpu}, nil
 	}}
 }
 
 // connections measures the rate of new connections, by four clients at once.
 func connections(resume bool, leaves string, r *row) *measurement {
-	return &measurement{rows: []*row{r}, leaves: leaves, measure: func(w *world, c *contender) ([]float64, error) {
+	return &measurement{rows: []*row{r}, leaves: leaves, measure: func(w *world, c *contender) (sample, error) {
 		j := w.job("connections", c)
 		j.Connections, j.Resume = 4, resume
 		got, err := w.load.do(j)
 		if err != nil {
-			return nil, err
+			return sample{}, err
 		}
 		if c.name == "muxproxy" && resume && got.Resumed != got.Count {
-			return nil, fmt.Errorf("%d of %d connections were resumed", got.Resumed, got.Count)
+			return sample{}, fmt.Errorf("%d of %d connections were resumed", got.Resumed, got.Count)
 		}
-		return []float64{float64(got.Count) / got.Time.Seconds()}, nil
+		return sample{[]float64{float64(got.Count) / got.Time.Seconds()}, got.perUnit(got.Count)}, nil
 	}}
 }
 
 // streams measures the rate of requests on one HTTP/2 connection.
-func (w *world) streams(c *contender) ([]float64, error) {
+func (w *world) streams(c *contender) (sample, error) {
 	j := w.job("streams", c)
 	j.Connections = 16
 	if c.process == nil {
@@ -145,14 +163,14 @@ func (w *world) streams(c *contender) ([]float64, error) {
 	}
 	r, err := w.load.do(j)
 	if err != nil {
-		return nil, err
+		return sample{}, err
 	}
-	return []float64{float64(r.Count) / r.Time.Seconds()}, nil
+	return sample{[]float64{float64(r.Count) / r.Time.Seconds()}, r.perUnit(r.Count)}, nil
 }
 
 // transfer measures the rate of one long transfer, through an intercepted connection or a tunnel.
 func transfer(kind string, tunnel bool, r *row) *measurement {
-	return &measurement{rows: []*row{r}, leaves: "mitmproxy", measure: func(w *world, c *contender) ([]float64, error) {
+	return &measurement{rows: []*row{r}, leaves: "mitmproxy", measure: func(w *world, c *contender) (sample, error) {
 		j := w.job(kind, c)
 		j.Bytes = w.bulk
 		if tunnel {
@@ -160,15 +178,16 @@ func transfer(kind string, tunnel bool, r *row) *measurement {
 		}
 		got, err := w.load.do(j)
 		if err != nil {
-			return nil, err
+			return sample{}, err
 		}
-		return []float64{float64(w.bulk) / 1e6 / got.Time.Seconds()}, nil
+		return sample{[]float64{float64(w.bulk) / 1e6 / got.Time.Seconds()}, got.perUnit(w.bulk / 1e6)}, nil
 	}}
 }
 
-// curl measures whole runs of curl, which asks the origin behind the relay for a small answer: the time that it is a process.
-func (w *world) curl(c *contender) ([]float64, error) {
-	args := []string{"--silent", "--show-error", "--fail", "--output", "/dev/null", "--cacert", c.roots[0]}
+// curl measures runs of curl, each a new process, which asks the origin behind the relay for a small answer. The time is curl's
+// own, from its first look-up to its last byte: what it takes to load a program is not ours.
+func (w *world) curl(c *contender) (sample, error) {
+	args := []string{"--silent", "--show-error", "--fail", "--output", "/dev/null", "--write-out", "%{time_total}", "--cacert", c.roots[0]}
 	if c.process == nil {
 		args = append(args, "--header", "Authorization: Bearer "+c.token)
 	} else {
@@ -178,63 +197,66 @@ func (w *world) curl(c *contender) ([]float64, error) {
 	var took []float64
 	for range w.curls + 1 { // the first one warms the pool
 		ctx, cancel := context.WithTimeout(w.ctx, 20*time.Second)
-		start := time.Now()
 		text, err := exec.CommandContext(ctx, "curl", args...).CombinedOutput()
 		cancel()
 		if err != nil {
-			return nil, fmt.Errorf("%w: %s", err, text)
+			return sample{}, fmt.Errorf("%w: %s", err, text)
 		}
-		took = append(took, time.Since(start).Seconds()*1e3)
+		seconds, err := strconv.ParseFloat(string(text), 64)
+		if err != nil {
+			return sample{}, err
+		}
+		took = append(took, seconds*1e3)
 	}
-	return []float64{median(took[1:])}, nil
+	return sample{[]float64{median(took[1:])}, -1}, nil
 }
 
 // events measures how long a server-sent event takes.
-func (w *world) events(c *contender) ([]float64, error) {
+func (w *world) events(c *contender) (sample, error) {
 	j := w.job("events", c)
 	j.Events = w.options.events
 	r, err := w.load.do(j)
 	if err != nil {
-		return nil, err
+		return sample{}, err
 	}
-	return []float64{float64(r.Median.Nanoseconds()) / 1e3}, nil
+	return sample{[]float64{float64(r.Median.Nanoseconds()) / 1e3}, -1}, nil
 }
 
 // settle is how long a proxy gets to finish with what it was asked before its RSS is read.
 const settle = 300 * time.Millisecond
 
 // idleRSS measures what idle connections cost in a new process, in which each has carried one request.
-func (w *world) idleRSS(c *contender) ([]float64, error) {
+func (w *world) idleRSS(c *contender) (sample, error) {
 	p, address, err := c.start()
 	if err != nil {
-		return nil, err
+		return sample{}, err
 	}
 	defer p.stop()
 	j := w.job("open", c)
 	j.Proxy = address
 	j.Connections = 16
 	if _, err := w.load.do(j); err != nil { // what is needed once, code pages too, does not count
-		return nil, err
+		return sample{}, err
 	}
 	time.Sleep(settle)
 	before, err := rss(p.pid())
 	if err != nil {
-		return nil, err
+		return sample{}, err
 	}
 	j.Connections = w.idle
 	if _, err := w.load.do(j); err != nil {
-		return nil, err
+		return sample{}, err
 	}
 	time.Sleep(settle)
 	after, err := rss(p.pid())
 	if err != nil {
-		return nil, err
+		return sample{}, err
 	}
 	j = w.job("open", c)
 	if _, err := w.load.do(j); err != nil { // has the load generator close what it holds
-		return nil, err
+		return sample{}, err
 	}
-	return []float64{float64(after-before) / 1024 / float64(w.idle)}, nil
+	return sample{[]float64{float64(after-before) / 1024 / float64(w.idle)}, -1}, nil
 }
 
 // median gives the middle of the values, or the mean of the two in the middle.

@@ -41,6 +41,7 @@ type world struct {
 	contenders          []*contender
 
 	values map[*row]map[*contender][]float64 // in the order of rounds
+	cpu    map[*row]map[*contender][]float64 // µs of the proxy, for one request, connection or MB
 	shares map[*contender][]shares
 }
 
@@ -64,7 +65,10 @@ func newWorld(ctx context.Context, o options) (*world, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &world{options: o, ctx: ctx, dir: dir, token: "bench-" + rand.Text(), values: map[*row]map[*contender][]float64{}, shares: map[*contender][]shares{}}
+	w := &world{
+		options: o, ctx: ctx, dir: dir, token: "bench-" + rand.Text(),
+		values: map[*row]map[*contender][]float64{}, cpu: map[*row]map[*contender][]float64{}, shares: map[*contender][]shares{},
+	}
 	if err := w.begin(); err != nil {
 		w.close()
 		return nil, err
