@@ -74,7 +74,7 @@ func parseOptions(args []string, stderr io.Writer) (options, error) {
 	flags.Func("with", "measure only contenders whose name matches this `expression`", expression(&o.with))
 	flags.BoolVar(&o.json, "json", false, "print JSON with the values of every round")
 	flags.BoolVar(&o.short, "short", false, "one short round that fails only on a wrong answer")
-	flags.StringVar(&o.muxproxy, "muxproxy", os.Getenv("E2E_MUXPROXY"), "`program` to measure instead of building it")
+	flags.StringVar(&o.muxproxy, "muxproxy", os.Getenv("MUXPROXY_BIN"), "`program` to measure instead of building it")
 	if err := flags.Parse(args); err != nil {
 		return o, err
 	}
