@@ -143,7 +143,7 @@ func (x *exchange) finish(res *http.Response) {
 
 // lost ends an answer that breaks off.
 func (x *exchange) lost(why string) {
-	if x.c.ctx.Err() != nil && !x.audited {
+	if x.r.Context().Err() != nil && !x.audited {
 		why = errClientLeft.Error()
 	}
 	x.broken = true
