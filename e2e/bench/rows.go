@@ -32,8 +32,8 @@ type measurement struct {
 
 // sample is what one measurement of a contender gave.
 type sample struct {
-	values []float64     // of its rows
-	cpu    float64       // µs of the proxy, for one request, connection or MB; negative where that says nothing
+	values []float64 // of its rows
+	cpu    float64   // µs of the proxy, for one request, connection or MB; negative where that says nothing
 }
 
 // measurements are the rows of the table in its order.
