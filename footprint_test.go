@@ -151,3 +151,29 @@ func TestOneClientTakesNoMoreThanHalfOfTheDescriptors(t *testing.T) {
 		}
 	}
 }
+
+func TestIdleUpstreamConnectionsAreBoundedOverAllHosts(t *testing.T) {
+	u := newUpstream(loopbackDialer(), nil)
+	const more = 10
+	conns := make([]*memConn, maxIdle+more)
+	for i := range conns {
+		conns[i] = newMemConn(nil, 1)
+		u.put(newUpstreamConn(u, upstreamKey{"http", fmt.Sprintf("%d.example", i)}, conns[i], nil))
+	}
+	closed := 0
+	for _, conn := range conns {
+		if conn.closed {
+			closed++
+		}
+	}
+	if closed != more || u.kept != maxIdle {
+		t.Errorf("%d connections are kept, %d closed, of %d", u.kept, closed, len(conns))
+	}
+	if last := fmt.Sprintf("%d.example", len(conns)-1); u.take(upstreamKey{"http", last}) == nil || u.kept != maxIdle-1 {
+		t.Error("the connection that was used last is not kept")
+	}
+	u.closeIdle()
+	if u.kept != 0 {
+		t.Errorf("%d connections are left", u.kept)
+	}
+}
