@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"net/textproto"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -37,6 +38,9 @@ type exchange struct {
 	next     func() // what the connection is used for after a CONNECT
 	// upgraded gives the client's connection as a stream once an upgrade is agreed on; nil where there are no upgrades.
 	upgraded func() stream
+
+	interim sync.Mutex // held while an interim answer is passed on; guards decided
+	decided bool       // no further one is
 }
 
 // newExchange begins the exchange for r, which is for host.
@@ -54,6 +58,7 @@ func (x *exchange) send(up *upstream) {
 		x.event.decision, x.event.injected = decisionInjected, true
 	}
 	res, err := up.RoundTrip(x.r)
+	x.endInterim()
 	var unsent *connectError
 	x.event.sent = !errors.As(err, &unsent)
 	if err != nil {
@@ -80,6 +85,9 @@ func (x *exchange) refuse(f *refusal) {
 		x.broken = true
 		x.audit()
 		return
+	}
+	if p, ok := x.reply.(*reply1); ok && f.code == http.StatusBadRequest {
+		p.close = true // what stands behind a malformed request may be part of it
 	}
 	x.answer(f.response(x.r, x.shape, x.event.id))
 }
@@ -189,11 +197,27 @@ func (x *exchange) audit() {
 	x.c.p.audit.write(&x.event)
 }
 
-// got1xx passes an interim answer on: see httptrace.ClientTrace.
+// errDecided is an interim answer that comes when the exchange no longer waits for its answer.
+var errDecided = errors.New("interim answer too late")
+
+// got1xx passes an interim answer on: see httptrace.ClientTrace. The HTTP/2 Transport may call it, in a goroutine of its own, when
+// RoundTrip has given up already, and net/http panics where a handler that has returned is written to.
 func (x *exchange) got1xx(code int, h textproto.MIMEHeader) error {
+	x.interim.Lock()
+	defer x.interim.Unlock()
+	if x.decided {
+		return errDecided
+	}
 	cleanAnswer(http.Header(h), x.injected)
 	h.Del("Content-Length") // as in a 204
 	return x.reply.inform(code, http.Header(h))
+}
+
+// endInterim says that no interim answer is passed on any more.
+func (x *exchange) endInterim() {
+	x.interim.Lock()
+	defer x.interim.Unlock()
+	x.decided = true
 }
 
 // isStream tells whether an answer may go on for hours: server-sent events and gRPC.

@@ -179,6 +179,7 @@ func FuzzRequests(f *testing.F) {
 		f.Add([]byte(c.bytes), byte(255))
 		f.Add([]byte(c.bytes), byte(1))
 	}
+	f.Add([]byte("CONNECT api.github.com:443 HTTP/1.1\r\nHost: api.\x82ithub.com\r\n\r\n"+hostileRequest("GET /next HTTP/1.1", "", "")), byte(255))
 	p, ref := newFuzzProxy(f), newReference(f)
 	judged := map[string]*wireRequest{} // by number: what net/http's server took
 	f.Fuzz(func(t *testing.T, data []byte, step byte) {

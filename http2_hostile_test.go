@@ -7,6 +7,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/http"
+	"net/textproto"
 	"os"
 	"slices"
 	"strings"
@@ -404,4 +406,23 @@ func TestAClientThatNeverOpensItsWindowHoldsOnlyItsOwnStreams(t *testing.T) {
 	f.NetConn().Close()
 	p.quiesce()
 	checkAllAudited(t, p, o)
+}
+
+// lateReply fails the test when it is used.
+type lateReply struct {
+	reply
+	t *testing.T
+}
+
+func (r lateReply) inform(int, http.Header) error {
+	r.t.Error("an interim answer was passed on")
+	return nil
+}
+
+func TestAnInterimAnswerThatComesTooLateIsNotPassedOn(t *testing.T) {
+	x := &exchange{reply: lateReply{t: t}}
+	x.endInterim()
+	if err := x.got1xx(103, textproto.MIMEHeader{}); !errors.Is(err, errDecided) {
+		t.Errorf("got1xx: %v", err)
+	}
 }
