@@ -123,7 +123,7 @@ func (d *dialer) dialProxy(ctx context.Context, via *url.URL) (net.Conn, error) 
 	if err != nil || via.Scheme == "http" {
 		return conn, err
 	}
-	tc := tls.Client(conn, &tls.Config{ServerName: via.Hostname(), MinVersion: tls.VersionTLS12})
+	tc := tls.Client(&belowTLS{Conn: conn}, &tls.Config{ServerName: via.Hostname(), MinVersion: tls.VersionTLS12})
 	ctx, cancel := context.WithTimeout(ctx, dialWait)
 	defer cancel()
 	if err := tc.HandshakeContext(ctx); err != nil {

@@ -296,7 +296,7 @@ func (u *upstream) connect(ctx context.Context, key upstreamKey, config *tls.Con
 	}
 	config = config.Clone()
 	config.ServerName = a.host
-	tc := tls.Client(conn, config)
+	tc := tls.Client(&belowTLS{Conn: conn}, config)
 	ctx, cancel := context.WithTimeout(ctx, upstreamTLSWait)
 	defer cancel()
 	if err := tc.HandshakeContext(ctx); err != nil {
