@@ -30,10 +30,11 @@ func newFuzzProxy(t testing.TB) *fuzzProxy {
 	return &fuzzProxy{origin: o, testProxy: newTestProxy(t, &o.testOrigin, testProxyOptions{env: map[string]string{"GITHUB_TOKEN": canary}})}
 }
 
-// run feeds data to the loop, at most step bytes at a time. It gives the numbers of the exchanges that came of it, first and one
+// run feeds data to the loop, at most step bytes at a time; hold keeps the connection open behind them. It gives the numbers of the exchanges that came of it, first and one
 // behind the last, and what the client got.
-func (p *fuzzProxy) run(data []byte, step int) (first, end int, output []byte) {
+func (p *fuzzProxy) run(data []byte, step int, hold bool) (first, end int, output []byte) {
 	conn := newMemConn(data, step)
+	conn.hold = hold
 	c := p.admit(conn)
 	s := &intercepted{i: p.intercept, c: c, a: authority{"api.github.com", 443}, host: "api.github.com"}
 	first = p.number + 1
@@ -187,7 +188,7 @@ func FuzzRequests(f *testing.F) {
 			return
 		}
 		want := ref.requests(data)
-		first, end, output := p.run(data, int(step))
+		first, end, output := p.run(data, int(step), false)
 		for i := first; i < end; i++ {
 			if i-first < len(want) {
 				judged[fmt.Sprint(i)] = want[i-first]
@@ -236,7 +237,7 @@ func FuzzChunks(f *testing.F) {
 		if !readable(b.String()) {
 			return // chunks that are far longer than what they hold, which the standard reader refuses
 		}
-		_, _, output := p.run([]byte(b.String()), int(step))
+		_, _, output := p.run([]byte(b.String()), int(step), true)
 		got := p.origin.takeWire(t)
 		if len(got) != 1 || got[0].content != string(content) {
 			t.Fatalf("the upstream got %d requests", len(got))
