@@ -15,9 +15,9 @@ import (
 // for a server that has few clients on each address: with 1,024 connections from one they would come to gigabytes.
 const (
 	maxStreams   = 100
-	connWindow   = 256 << 10
-	streamWindow = 128 << 10
-	maxFrame     = 16 << 10 // of content or fields; each connection keeps a buffer for one
+	connWindow   = 512 << 10
+	streamWindow = 256 << 10
+	maxFrame     = 64 << 10 // of content or fields; each connection keeps a buffer for one
 )
 
 // http2Server serves intercepted HTTP/2 connections by net/http's server. That takes its connections from a listener: http2Server
