@@ -23,6 +23,7 @@ const (
 	headWait    = 10 * time.Second // for a whole header section, and for a TLS handshake
 	idleWait    = 5 * time.Minute  // between two requests
 	watchAfter  = 250 * time.Millisecond
+	readBuffer  = 2 << 10   // bytes: an idle connection keeps it, and most heads fit; TLS has the rest of a record at hand
 	lingerBytes = 256 << 10 // of a request's content that are read and dropped after an early answer
 	lingerWait  = 500 * time.Millisecond
 )
@@ -43,7 +44,7 @@ type http1Conn struct {
 
 func newHTTP1Conn(conn net.Conn) *http1Conn {
 	c := &http1Conn{conn: conn, lim: limitedReader{conn: conn}, wait: headWait}
-	c.br = bufio.NewReader(&c.lim)
+	c.br = bufio.NewReaderSize(&c.lim, readBuffer)
 	return c
 }
 
