@@ -33,6 +33,9 @@ func newInterceptor(p *proxy) *interceptor {
 	i.tls = &tls.Config{
 		MinVersion: tls.VersionTLS12,
 		NextProtos: []string{"h2", "http/1.1"},
+		// Without the post-quantum ML-KEM, which takes a fifth of what a new connection costs: what is recorded between a container
+		// and its own host holds no credential. Towards upstreams it stays on.
+		CurvePreferences: []tls.CurveID{tls.X25519, tls.CurveP256, tls.CurveP384, tls.CurveP521},
 		GetCertificate: func(hello *tls.ClientHelloInfo) (*tls.Certificate, error) {
 			return hello.Conn.(*interceptConn).leaf, nil
 		},

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"crypto/tls"
 	"encoding/base64"
 	"fmt"
 	"io"
@@ -365,5 +366,15 @@ func TestAnAnswerLosesWhatWouldLeadAroundTheProxy(t *testing.T) {
 	}
 	if n := len(o.take()); n != 2 {
 		t.Errorf("the redirect was followed: %d requests", n)
+	}
+}
+
+func TestOnlyTheWayToTheUpstreamIsPostQuantum(t *testing.T) {
+	p, o := githubProxy(t, func(http.ResponseWriter, *http.Request) {})
+	conn := p.intercepted(t, "api.github.com:443", "api.github.com")
+	exchangeRaw(t, conn, "GET / HTTP/1.1\r\nHost: api.github.com\r\n\r\n")
+	client, upstream := conn.ConnectionState().CurveID, o.take()[0].TLS.CurveID
+	if client != tls.X25519 || upstream != tls.X25519MLKEM768 {
+		t.Errorf("key exchange with the client %v, with the upstream %v", client, upstream)
 	}
 }
