@@ -720,25 +720,3 @@ func TestClientsThatAreCountedApartAreBounded(t *testing.T) {
 		okay(t, l.close())
 	})
 }
-
-func BenchmarkAuditWrite(b *testing.B) {
-	l, err := openAudit(auditConfig{path: filepath.Join(b.TempDir(), "audit.jsonl"), maxSize: 100 << 20, keep: 1}, time.Now)
-	if err != nil {
-		b.Fatal(err)
-	}
-	defer l.close()
-	e := injectedEvent("0123456789abcdef")
-	b.ReportAllocs()
-	for b.Loop() {
-		l.write(e)
-	}
-}
-
-func BenchmarkAppendEvent(b *testing.B) {
-	e := injectedEvent("0123456789abcdef")
-	var line []byte
-	b.ReportAllocs()
-	for b.Loop() {
-		line = appendEvent(line[:0], e, auditStart)
-	}
-}

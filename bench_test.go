@@ -5,10 +5,12 @@ import (
 	"bytes"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"io"
 	"net"
 	"net/http"
 	"net/url"
+	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -28,17 +30,24 @@ var benchAnswer = "HTTP/1.1 200 OK\r\nDate: Mon, 01 Jun 2026 10:00:00 GMT\r\nCon
 	"Content-Length: " + strconv.Itoa(benchContent) + "\r\nCache-Control: private, max-age=60\r\nETag: \"6f1ed002ab5595859014ebf0951522d9\"\r\n" +
 	"X-Request-Id: 8C2A:1F3B:55D0:7A11\r\nVary: Accept\r\n\r\n" + strings.Repeat("x", benchContent)
 
-func BenchmarkRuleOfARequest(b *testing.B) {
-	s := newRuleSet(builtinRules(), actionTunnel)
-	api, git := authority{"api.github.com", 443}, authority{"github.com", 443}
+func BenchmarkRequestExactHost(b *testing.B) {
+	benchmarkRequest(b, "api.github.com", "/repos/o/r/pulls?state=open")
+}
+
+func BenchmarkRequestWithPaths(b *testing.B) {
+	benchmarkRequest(b, "github.com", "/o/r.git/info/lfs/objects/batch")
+}
+
+func BenchmarkRequestUnmatched(b *testing.B) {
+	benchmarkRequest(b, "a.long.name.below.example.com", "/")
+}
+
+func benchmarkRequest(b *testing.B, host, target string) {
+	s := newRuleSet(append([]*rule{fileRule(b, "w", "*.corp.example")}, builtinRules()...), actionTunnel)
+	a := mustAuthority(b, host)
 	b.ReportAllocs()
 	for b.Loop() {
-		if d := s.request(api, "GET", "/repos/o/r/issues?page=2"); d.action != actionInject {
-			b.Fatal(d)
-		}
-		if d := s.request(git, "GET", "/o/r.git/info/refs?service=git-upload-pack"); d.action != actionInject {
-			b.Fatal(d)
-		}
+		s.request(a, "GET", target)
 	}
 }
 
@@ -49,6 +58,26 @@ func BenchmarkRuleOfAConnectThatNoneNames(b *testing.B) {
 		if d := s.connect(authority{"a.b.example.com", 443}); d.action != actionTunnel {
 			b.Fatal(d)
 		}
+	}
+}
+
+func BenchmarkFindCredential(b *testing.B) {
+	dir := b.TempDir()
+	path := filepath.Join(dir, "tok")
+	if err := errors.Join(os.Chmod(dir, 0o700), os.WriteFile(path, []byte("tok"), 0o600)); err != nil {
+		b.Fatal(err)
+	}
+	for name, getenv := range map[string]func(string) string{"file": secretEnv(), "environment": secretEnv("MUX_TOKEN", "tok")} {
+		r := bearerRule("tok")
+		c := newCredentials([]*rule{r}, dir, getenv, nil)
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := c.find(r); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }
 
@@ -96,30 +125,48 @@ func BenchmarkHeadToTheClient(b *testing.B) {
 	}
 }
 
-func BenchmarkAuditLine(b *testing.B) {
-	l, err := openAudit(auditConfig{path: filepath.Join(b.TempDir(), "audit.jsonl")}, time.Now)
+func BenchmarkAuditWrite(b *testing.B) {
+	l, err := openAudit(auditConfig{path: filepath.Join(b.TempDir(), "audit.jsonl"), maxSize: 100 << 20, keep: 1}, time.Now)
 	if err != nil {
 		b.Fatal(err)
 	}
 	defer l.close()
-	e := &event{
-		id: newEventID(), start: time.Now(), plane: "http", service: "github", client: "172.17.0.2:51234",
-		method: "GET", host: "api.github.com", path: "/repos/o/r/issues?page=2", decision: decisionInjected, injected: true, code: 200, out: benchContent,
-	}
+	e := injectedEvent("0123456789abcdef")
 	b.ReportAllocs()
 	for b.Loop() {
 		l.write(e)
 	}
 }
 
-func BenchmarkLeafInTheCache(b *testing.B) {
-	rules := builtinRules()
-	ca, _, err := openCA(caOptions{dir: b.TempDir(), hosts: (&config{rules: rules, dockerHost: "host.docker.internal"}).caHosts(), ephemeral: true, now: time.Now})
-	if err != nil {
-		b.Fatal(err)
-	}
+func BenchmarkAppendEvent(b *testing.B) {
+	e := injectedEvent("0123456789abcdef")
+	var line []byte
 	b.ReportAllocs()
 	for b.Loop() {
+		line = appendEvent(line[:0], e, auditStart)
+	}
+}
+
+func BenchmarkLeafFromCache(b *testing.B) {
+	o := testCAOptions(b, newFakeClock())
+	o.now = time.Now
+	ca, _ := mustOpenCA(b, o)
+	mustLeaf(b, ca, "api.github.com")
+	b.ReportAllocs()
+	b.RunParallel(func(pb *testing.PB) {
+		for pb.Next() {
+			if _, err := ca.leaf("api.github.com"); err != nil {
+				b.Error(err)
+			}
+		}
+	})
+}
+
+func BenchmarkLeafMint(b *testing.B) {
+	ca, _ := mustOpenCA(b, testCAOptions(b, newFakeClock()))
+	b.ReportAllocs()
+	for b.Loop() {
+		clear(ca.leaves.byHost)
 		if _, err := ca.leaf("api.github.com"); err != nil {
 			b.Fatal(err)
 		}

@@ -1201,29 +1201,3 @@ func testInode(t *testing.T, path string) uint64 {
 	}
 	return info.Sys().(*syscall.Stat_t).Ino
 }
-
-func BenchmarkLeafFromCache(b *testing.B) {
-	o := testCAOptions(b, newFakeClock())
-	o.now = time.Now
-	ca, _ := mustOpenCA(b, o)
-	mustLeaf(b, ca, "api.github.com")
-	b.ReportAllocs()
-	b.RunParallel(func(pb *testing.PB) {
-		for pb.Next() {
-			if _, err := ca.leaf("api.github.com"); err != nil {
-				b.Error(err)
-			}
-		}
-	})
-}
-
-func BenchmarkLeafMint(b *testing.B) {
-	ca, _ := mustOpenCA(b, testCAOptions(b, newFakeClock()))
-	b.ReportAllocs()
-	for b.Loop() {
-		clear(ca.leaves.byHost)
-		if _, err := ca.leaf("api.github.com"); err != nil {
-			b.Fatal(err)
-		}
-	}
-}

@@ -5,7 +5,6 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -806,24 +805,4 @@ func FuzzSecretValue(f *testing.F) {
 			}
 		}
 	})
-}
-
-func BenchmarkFindCredential(b *testing.B) {
-	dir := b.TempDir()
-	path := filepath.Join(dir, "tok")
-	if err := errors.Join(os.Chmod(dir, 0o700), os.WriteFile(path, []byte("tok"), 0o600)); err != nil {
-		b.Fatal(err)
-	}
-	for name, getenv := range map[string]func(string) string{"file": secretEnv(), "environment": secretEnv("MUX_TOKEN", "tok")} {
-		r := bearerRule("tok")
-		c := newCredentials([]*rule{r}, dir, getenv, nil)
-		b.Run(name, func(b *testing.B) {
-			b.ReportAllocs()
-			for b.Loop() {
-				if _, err := c.find(r); err != nil {
-					b.Fatal(err)
-				}
-			}
-		})
-	}
 }

@@ -476,24 +476,3 @@ func TestMatchingDoesNotAllocate(t *testing.T) {
 		}
 	}
 }
-
-func BenchmarkRequestExactHost(b *testing.B) {
-	benchmarkRequest(b, "api.github.com", "/repos/o/r/pulls?state=open")
-}
-
-func BenchmarkRequestWithPaths(b *testing.B) {
-	benchmarkRequest(b, "github.com", "/o/r.git/info/lfs/objects/batch")
-}
-
-func BenchmarkRequestUnmatched(b *testing.B) {
-	benchmarkRequest(b, "a.long.name.below.example.com", "/")
-}
-
-func benchmarkRequest(b *testing.B, host, target string) {
-	s := newRuleSet(append([]*rule{fileRule(b, "w", "*.corp.example")}, builtinRules()...), actionTunnel)
-	a := mustAuthority(b, host)
-	b.ReportAllocs()
-	for b.Loop() {
-		s.request(a, "GET", target)
-	}
-}
