@@ -84,10 +84,12 @@ func startRole(ctx context.Context, name string, parameters any) (*process, erro
 	return p, nil
 }
 
-// startProcess starts cmd, which ends with this program at the latest.
+// startProcess starts cmd, which ends with this program at the latest. What it says is shown unless cmd has a place for it.
 func startProcess(cmd *exec.Cmd) (*process, error) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	cmd.Stderr = os.Stderr
+	if cmd.Stderr == nil {
+		cmd.Stderr = os.Stderr
+	}
 	p := &process{cmd: cmd}
 	var err error
 	if p.in, err = cmd.StdinPipe(); err != nil {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -251,6 +252,8 @@ func freeAddress() (string, error) {
 
 // startProgram starts cmd and waits until something listens at the address. What it prints is shown only where it fails.
 func (w *world) startProgram(cmd *exec.Cmd, address string) (*process, error) {
+	var log bytes.Buffer
+	cmd.Stderr = &log
 	p, err := startProcess(cmd)
 	if err != nil {
 		return nil, err
@@ -265,7 +268,7 @@ func (w *world) startProgram(cmd *exec.Cmd, address string) (*process, error) {
 		}
 	}
 	p.stop()
-	return nil, fmt.Errorf("%s does not listen on %s", cmd.Path, address)
+	return nil, fmt.Errorf("%s does not listen on %s: %s", cmd.Path, address, log.Bytes())
 }
 
 // appendURL adds what is at url to a file.
