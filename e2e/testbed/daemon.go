@@ -51,7 +51,7 @@ func Address() string {
 // Start runs a daemon until the test ends.
 func Start(t testing.TB, o Options) *Daemon {
 	t.Helper()
-	d := &Daemon{home: t.TempDir(), ended: make(chan struct{})}
+	d := &Daemon{home: home(t), ended: make(chan struct{})}
 	ports := freePorts(t, 3)
 	d.Proxy = net.JoinHostPort("127.0.0.1", ports[0])
 	d.write(t, "roots.pem", o.Roots)
@@ -69,6 +69,22 @@ func Start(t testing.TB, o Options) *Daemon {
 	}
 	d.Roots = d.write(t, "trusted.pem", append(append(bundle, '\n'), o.Roots...))
 	return d
+}
+
+// home makes a directory that lasts as long as the test. Unlike t.TempDir it does not bear the test's name, with which the path of
+// the control socket grew too long.
+func home(t testing.TB) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "home")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return dir
 }
 
 // write writes a file below the daemon's home.
