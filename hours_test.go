@@ -235,3 +235,29 @@ func TestAnEarlyAnswerOverHTTP2IsReadBeforeItsStreamIsReset(t *testing.T) {
 		}
 	})
 }
+
+func TestAnEarlyGRPCAnswerWithoutContentEndsWithItsHead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, client := newPipeProxy(t, 2, func(w http.ResponseWriter, r *http.Request) {
+			w.Header().Set("Grpc-Status", "12")
+			w.WriteHeader(200)
+		})
+		upload, more := io.Pipe()
+		defer more.Close()
+		r, err := http.NewRequest("POST", "https://sentry.io/", upload)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.Header.Set("Te", "trailers")
+		started := time.Now()
+		res, err := client.Do(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer res.Body.Close()
+		content, err := io.ReadAll(res.Body)
+		if len(content) != 0 || err != nil || res.Header.Get("Grpc-Status") != "12" || time.Since(started) != 0 {
+			t.Errorf("content %q, %v, status %q, after %s", content, err, res.Header.Get("Grpc-Status"), time.Since(started))
+		}
+	})
+}

@@ -165,8 +165,9 @@ func body2(in, out *http.Request) *requestBody {
 
 // reply2 writes one answer to a stream of a client's HTTP/2 connection, through net/http's server.
 type reply2 struct {
-	w  http.ResponseWriter
-	rc *http.ResponseController
+	w        http.ResponseWriter
+	rc       *http.ResponseController
+	headOnly bool // a gRPC answer without content: it has to end with its head, in one frame
 }
 
 func (p *reply2) inform(code int, h http.Header) error {
@@ -191,6 +192,7 @@ func (p *reply2) begin(res *http.Response) {
 	if names := trailerNames(res.Trailer); names != "" {
 		h["Trailer"] = []string{names}
 	}
+	p.headOnly = res.ContentLength == 0 && res.Header["Grpc-Status"] != nil
 	p.w.WriteHeader(res.StatusCode)
 }
 
@@ -207,9 +209,10 @@ func (p *reply2) end(trailer http.Header) error {
 }
 
 // linger gives the client a moment with an answer that came before the end of its content, before the handler returns: then
-// net/http resets the stream, and some clients (curl 7.88) drop what they have not read of the answer.
+// net/http resets the stream, and some clients (curl 7.88) drop what they have not read of the answer. Those of gRPC keep it, but
+// take a head behind which the stream does not end for one with trailers to come.
 func (p *reply2) linger(ctx context.Context, b *requestBody) {
-	if b.done.Load() || p.rc.Flush() != nil {
+	if p.headOnly || b.done.Load() || p.rc.Flush() != nil {
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, lingerWait)
