@@ -32,6 +32,8 @@ type config struct {
 	unmatched       action // actionTunnel or actionDeny
 	drain           time.Duration
 	audit           auditConfig
+	kube            kubePlaneConfig
+	talos           talosPlaneConfig
 	rules           []*rule // in the order in which they are asked: the file's, then the built-in ones that the file leaves on
 }
 
@@ -130,6 +132,8 @@ func defaultConfig(muxDir, home string) *config {
 		unmatched:     actionTunnel,
 		drain:         10 * time.Second,
 		audit:         auditConfig{path: filepath.Join(muxDir, "audit.jsonl"), maxSize: 100e6, keep: 5},
+		kube:          kubePlaneConfig{access: accessNoCredentials},
+		talos:         talosPlaneConfig{access: accessNoCredentials},
 		rules:         builtinRules(),
 	}
 }
