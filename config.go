@@ -132,8 +132,6 @@ func defaultConfig(muxDir, home string) *config {
 		unmatched:     actionTunnel,
 		drain:         10 * time.Second,
 		audit:         auditConfig{path: filepath.Join(muxDir, "audit.jsonl"), maxSize: 100e6, keep: 5},
-		kube:          kubePlaneConfig{access: accessNoCredentials},
-		talos:         talosPlaneConfig{access: accessNoCredentials},
 		rules:         builtinRules(),
 	}
 }
@@ -169,6 +167,7 @@ func (l *configLoader) load(c *config, tables []*tomlTable) {
 
 	var rules []*rule
 	var told []string
+	var planes planeTables
 	for _, table := range tables[1:] {
 		t := &configTable{configLoader: l, tomlTable: table}
 		switch {
@@ -179,11 +178,16 @@ func (l *configLoader) load(c *config, tables []*tomlTable) {
 		case table.name == "audit" && !table.array:
 			l.loadAudit(&c.audit, t)
 			t.unknown()
+		case table.parts[0] == "kube" && (len(table.parts) == 4) == table.array:
+			planes.kube = append(planes.kube, t)
+		case table.parts[0] == "talos" && !table.array:
+			planes.talos = append(planes.talos, t)
 		case !slices.Contains(told, table.name):
 			told = append(told, table.name)
 			l.problems = append(l.problems, configProblem{table.line, l.wrongTable(table)})
 		}
 	}
+	planes.load(c)
 	l.checkShadowed(rules)
 	for _, r := range builtinRules() {
 		if l.replaced[r.service] == 0 && l.disabled[r.service] == 0 {
@@ -301,12 +305,12 @@ func notInNoProxy(c rune) bool {
 // wrongTable says what is wrong with a table that is not read.
 func (l *configLoader) wrongTable(t *tomlTable) string {
 	switch {
-	case t.name == "http" || t.name == "kube" || t.name == "talos":
-		return fmt.Sprintf("[%s]: not in this version: take it out", t.name)
-	case t.name == "rule":
-		return "[rule]: there may be several: write [[rule]]"
-	case t.name == "audit":
-		return "[[audit]]: there is only one: write [audit]"
+	case t.name == "http":
+		return "[http]: not in this version: take it out"
+	case t.name == "rule" || len(t.parts) == 4 && !t.array:
+		return fmt.Sprintf("[%s]: there may be several: write [[%[1]s]]", t.name)
+	case t.array && slices.Contains(tableNames, t.parts[0]):
+		return fmt.Sprintf("[[%s]]: there is only one: write [%[1]s]", t.name)
 	case slices.Contains(l.topKeys, t.name):
 		return t.name + ": takes a value, not a table"
 	}

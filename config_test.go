@@ -154,8 +154,6 @@ func TestBadDocumentsAreReportedWithLineKeyAndWayOut(t *testing.T) {
 		{"single rule", "[rule]\nservice = \"x\"\n", "proxy.toml:1: [rule]: there may be several: write [[rule]]"},
 		{"many audits", "[[audit]]\n", "proxy.toml:1: [[audit]]: there is only one: write [audit]"},
 		{"http table", "[http]\naccess = \"full\"\n", "proxy.toml:1: [http]: not in this version: take it out"},
-		{"kube table", "\n[kube.context.\"prod\"]\naccess = \"full\"\n[kube.context.dev]\n", "proxy.toml:2: [kube]: not in this version: take it out"},
-		{"talos table", "talos.access = \"full\"\n", "proxy.toml:1: [talos]: not in this version: take it out"},
 		{"access", gitlabRule(`env = "X"`, `access = "read-only"`), "proxy.toml:6: [rule] access: not in this version: take it out"},
 		{"too long", strings.Repeat("#", 64<<10) + "\n", "over 64 KiB"},
 	})

@@ -2,6 +2,7 @@ package main
 
 import (
 	"errors"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -12,9 +13,10 @@ import (
 // tomlTable is one table of a config file with the lines that a decoder does not tell. Dotted keys and inline tables are
 // spelled out: `audit.keep = 3`, `audit = {keep = 3}` and a [audit] section all give the entry "keep" of table "audit".
 type tomlTable struct {
-	name    string // "" is the top level; "audit", "rule"
-	array   bool   // written [[name]]: there may be several
-	line    int    // of its header
+	name    string   // "" is the top level; "audit", "rule", `kube.context."prod"`
+	parts   []string // of the name: {"kube", "context", "prod"}
+	array   bool     // written [[name]]: there may be several
+	line    int      // of its header
 	entries []tomlEntry
 }
 
@@ -86,15 +88,44 @@ func (r *tomlReader) key(node *unstable.Node) (path []string, line int) {
 	return path, line
 }
 
-// header opens the table that a header or an inline table names. One below a table, which no table here has, is an
-// entry of its own, so that it is noticed even when it is empty.
-func (r *tomlReader) header(path []string, line int, array bool) {
-	if len(path) == 1 && array || r.table(path[0]) == nil {
-		r.tables = append(r.tables, &tomlTable{name: path[0], array: array && len(path) == 1, line: line})
+// tableDepth tells how many of the first parts of path name its table. The planes' tables have a table for each context, and that of a
+// kube context has rules: {"kube", "context", "prod", "rule"}. No other table has tables below it.
+func tableDepth(path []string) int {
+	switch {
+	case len(path) < 3 || path[1] != "context" || path[0] != "kube" && path[0] != "talos":
+		return min(len(path), 1)
+	case len(path) > 3 && path[0] == "kube" && path[3] == "rule":
+		return 4
 	}
-	if len(path) > 1 {
+	return 3
+}
+
+// isContexts tells the table that holds those of a plane's contexts, and nothing else.
+func isContexts(path []string) bool {
+	return len(path) == 2 && path[1] == "context" && (path[0] == "kube" || path[0] == "talos")
+}
+
+// header opens the table that a header or an inline table names. One below a table that can have none is an entry of
+// its own, so that it is noticed even when it is empty.
+func (r *tomlReader) header(path []string, line int, array bool) {
+	depth := tableDepth(path)
+	if array && len(path) == depth || r.table(path[:depth]) == nil {
+		r.open(path[:depth], line, array && len(path) == depth)
+	}
+	if len(path) > depth && !isContexts(path) {
 		r.leaf(path, tomlValue{tomlOther("a table"), line})
 	}
+}
+
+// open begins a table.
+func (r *tomlReader) open(path []string, line int, array bool) *tomlTable {
+	name := slices.Clone(path)
+	if len(name) > 2 {
+		name[2] = strconv.Quote(name[2])
+	}
+	t := &tomlTable{name: strings.Join(name, "."), parts: slices.Clone(path), array: array, line: line}
+	r.tables = append(r.tables, t)
+	return t
 }
 
 // add spells a value out into its table.
@@ -103,7 +134,7 @@ func (r *tomlReader) add(path []string, node *unstable.Node, line int) {
 	case node.Kind == unstable.InlineTable:
 		r.header(path, line, false)
 		r.inline(path, node)
-	case node.Kind == unstable.Array && len(path) == 1 && node.Child() != nil && node.Child().Kind == unstable.InlineTable:
+	case node.Kind == unstable.Array && len(path) == tableDepth(path) && node.Child() != nil && node.Child().Kind == unstable.InlineTable:
 		elements := node.Children()
 		for elements.Next() {
 			r.header(path, r.line(elements.Node(), line), true)
@@ -127,21 +158,20 @@ func (r *tomlReader) inline(path []string, node *unstable.Node) {
 
 // leaf puts a value into the table that its path begins with: the top level if the path is a single key.
 func (r *tomlReader) leaf(path []string, value tomlValue) {
-	table := r.tables[0]
+	table, depth := r.tables[0], 0
 	if len(path) > 1 {
-		if table = r.table(path[0]); table == nil {
-			table = &tomlTable{name: path[0], line: value.line}
-			r.tables = append(r.tables, table)
+		depth = tableDepth(path[:len(path)-1])
+		if table = r.table(path[:depth]); table == nil {
+			table = r.open(path[:depth], value.line, false)
 		}
-		path = path[1:]
 	}
-	table.entries = append(table.entries, tomlEntry{strings.Join(path, "."), value})
+	table.entries = append(table.entries, tomlEntry{strings.Join(path[depth:], "."), value})
 }
 
 // table gives the last table of that name, nil if there is none.
-func (r *tomlReader) table(name string) *tomlTable {
+func (r *tomlReader) table(path []string) *tomlTable {
 	for i := len(r.tables) - 1; i > 0; i-- {
-		if r.tables[i].name == name {
+		if slices.Equal(r.tables[i].parts, path) {
 			return r.tables[i]
 		}
 	}
