@@ -178,8 +178,11 @@ func (x *exchange) upgrade(res *http.Response, protocol string) {
 	x.audit()
 }
 
-// opened writes the opening line of something long.
+// opened writes the opening line of something long, unless its line is another's to write.
 func (x *exchange) opened() {
+	if x.audited {
+		return
+	}
 	e := x.event
 	e.open, e.code = true, 0
 	x.c.p.audit.write(&e)

@@ -27,6 +27,8 @@ type proxyOptions struct {
 	health func(loopback bool) (code int, body []byte)
 	// local tells whether the Host of an origin-form request is ours: loopback, docker_host, an address we listen on.
 	local func(host string) bool
+	// handover tells which other plane of this process an authority leads to, nil for none.
+	handover func(authority) *handover
 	// healthOnly refuses all but origin-form requests (--no-http).
 	healthOnly bool
 }
@@ -203,6 +205,10 @@ func (c *clientConn) handlePlain(x *exchange) {
 		x.refuse(denied(http.StatusBadRequest, "userinfo in the target", "a request target holds no user name or password (RFC 9110 section 4.2.4)"))
 		return
 	}
+	if to := c.p.handover(a); to != nil && to.http {
+		c.handPlain(x, to, a)
+		return
+	}
 	n := c.p.policy.Load()
 	target := originForm(x.r)
 	d := n.rules.connect(a)
@@ -261,6 +267,10 @@ func (c *clientConn) handleConnect(h *http1Conn, x *exchange) {
 	x.event.host, x.event.path = hostField(a, 443), ""
 	if x.r.Body != http.NoBody { // RFC 9110 §9.3.6: what it would mean is nowhere said
 		h.refuseConnect(x, denied(http.StatusBadRequest, "CONNECT with content", "CONNECT has no content"))
+		return
+	}
+	if to := c.p.handover(a); to != nil {
+		c.handConnect(h, x, to)
 		return
 	}
 	n := c.p.policy.Load()

@@ -168,9 +168,10 @@ func newTestProxy(t testing.TB, o *testOrigin, opt testProxyOptions) *testProxy 
 	p.ca.AppendCertsFromPEM(ca.roots())
 	p.proxy = newProxy(proxyOptions{
 		ca: ca, audit: audit, clients: newClients(1024), log: slog.New(slog.DiscardHandler),
-		policy: p.testPolicy(rules, opt),
-		health: func(loopback bool) (int, []byte) { return 200, []byte(`{}`) },
-		local:  func(host string) bool { return strings.HasPrefix(host, "127.0.0.1") },
+		policy:   p.testPolicy(rules, opt),
+		health:   func(loopback bool) (int, []byte) { return 200, []byte(`{}`) },
+		local:    func(host string) bool { return strings.HasPrefix(host, "127.0.0.1") },
+		handover: func(authority) *handover { return nil },
 	})
 	p.listen(t)
 	t.Cleanup(func() { audit.close() })
