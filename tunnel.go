@@ -15,6 +15,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	socks "golang.org/x/net/proxy"
 )
 
 const dialWait = 30 * time.Second // for a name look-up and a connection, or for an upstream proxy's answer
@@ -78,12 +80,38 @@ func (d *dialer) dialPlain(ctx context.Context, a authority) (conn net.Conn, via
 	if err != nil {
 		return nil, nil, err
 	}
-	if via == nil {
+	switch {
+	case via == nil:
 		conn, err = d.guarded(ctx, "tcp", a.String())
-	} else {
+	case isSOCKS(via):
+		conn, err = d.dialSOCKS(ctx, via, a)
+		via = nil
+	default:
 		conn, err = d.dialProxy(ctx, via)
 	}
 	return conn, via, err
+}
+
+func isSOCKS(via *url.URL) bool { return via.Scheme == "socks5" || via.Scheme == "socks5h" }
+
+// dialSOCKS opens a connection to a through a SOCKS 5 proxy (RFC 1928), which looks the name up, as net/http has it do.
+func (d *dialer) dialSOCKS(ctx context.Context, via *url.URL, a authority) (net.Conn, error) {
+	port := via.Port()
+	if port == "" {
+		port = "1080"
+	}
+	var auth *socks.Auth
+	if via.User != nil {
+		password, _ := via.User.Password()
+		auth = &socks.Auth{User: via.User.Username(), Password: password}
+	}
+	to, err := socks.SOCKS5("tcp", net.JoinHostPort(via.Hostname(), port), auth, &d.proxied)
+	if err != nil {
+		return nil, fmt.Errorf("connect through upstream proxy %q: %w", via.Redacted(), err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, dialWait)
+	defer cancel()
+	return to.(socks.ContextDialer).DialContext(ctx, "tcp", a.String())
 }
 
 // route gives the upstream proxy for a, or nil. What goes through one is judged here, since the proxy resolves the name
@@ -98,6 +126,9 @@ func (d *dialer) route(ctx context.Context, scheme string, a authority) (*url.UR
 	via, err := d.proxy(&url.URL{Scheme: scheme, Host: a.String()})
 	if err != nil || via == nil {
 		return nil, err
+	}
+	if d.guard.open {
+		return via, nil // without a look-up: it may be the proxy alone that knows the name
 	}
 	if ip, err := netip.ParseAddr(a.host); err == nil {
 		return via, d.guard.check(netip.AddrPortFrom(ip, a.port))
@@ -135,6 +166,9 @@ func (d *dialer) dialProxy(ctx context.Context, via *url.URL) (net.Conn, error) 
 
 // dialThrough opens a tunnel to a by CONNECT (RFC 9110 §9.3.6). What the proxy sends behind its answer is not lost.
 func (d *dialer) dialThrough(ctx context.Context, via *url.URL, a authority) (net.Conn, error) {
+	if isSOCKS(via) {
+		return d.dialSOCKS(ctx, via, a)
+	}
 	conn, err := d.dialProxy(ctx, via)
 	if err != nil {
 		return nil, err

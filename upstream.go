@@ -34,10 +34,11 @@ const (
 // URL.RequestURI(). An answer 101 has an io.ReadWriteCloser as its Body, any 1xx goes to httptrace's Got1xxResponse, as
 // net/http's Transport does it. Redirects are not followed and content is not decoded. Safe for concurrent use.
 type upstream struct {
-	dialer *dialer
-	tls    *tls.Config // cloned for each connection, for its ServerName
-	h2     *http.Transport
-	wait   time.Duration // for the head of an answer; upstreamWait but in tests
+	dialer   *dialer
+	tls      *tls.Config // cloned for each connection, for its ServerName where it has none
+	h2       *http.Transport
+	wait     time.Duration // for the head of an answer; upstreamWait but in tests
+	patience time.Duration // see secondTry; 0: without end
 
 	mu    sync.Mutex
 	idle  map[upstreamKey][]*upstreamConn // the latest last
@@ -53,17 +54,15 @@ type upstreamKey struct {
 
 // newUpstream gives an upstream that trusts roots; nil is the system's.
 func newUpstream(d *dialer, roots *x509.CertPool) *upstream {
-	u := &upstream{
-		dialer: d,
-		tls: &tls.Config{
-			RootCAs:            roots,
-			MinVersion:         tls.VersionTLS12,
-			NextProtos:         []string{"http/1.1"},
-			ClientSessionCache: tls.NewLRUClientSessionCache(256),
-		},
-		wait: upstreamWait,
-		idle: make(map[upstreamKey][]*upstreamConn),
-	}
+	return newUpstreamTLS(d, &tls.Config{RootCAs: roots})
+}
+
+// newUpstreamTLS gives an upstream for servers that want more of TLS than to be trusted; config is its own from now on.
+func newUpstreamTLS(d *dialer, config *tls.Config) *upstream {
+	config.MinVersion = tls.VersionTLS12
+	config.NextProtos = []string{"http/1.1"}
+	config.ClientSessionCache = tls.NewLRUClientSessionCache(256)
+	u := &upstream{dialer: d, tls: config, wait: upstreamWait, idle: make(map[upstreamKey][]*upstreamConn)}
 	u.h2 = u.transport()
 	return u
 }
@@ -100,18 +99,37 @@ func (u *upstream) transport() *http.Transport {
 // (RFC 9110 §9.2.2).
 func (u *upstream) RoundTrip(r *http.Request) (*http.Response, error) {
 	if r.ProtoMajor == 2 && r.Header.Get("Te") != "" {
-		res, err := u.roundTrip2(r)
-		if !errors.Is(err, errNoHTTP2) {
-			return res, err
-		}
+		return u.multiplexed(r)
 	}
+	return u.pooled(r)
+}
+
+// multiplexed sends r over HTTP/2 where the server offers it.
+func (u *upstream) multiplexed(r *http.Request) (*http.Response, error) {
+	res, err := u.roundTrip2(r)
+	if errors.Is(err, errNoHTTP2) {
+		return u.pooled(r)
+	}
+	return res, err
+}
+
+// pooled sends r over HTTP/1.1.
+func (u *upstream) pooled(r *http.Request) (*http.Response, error) {
 	key := upstreamKey{r.URL.Scheme, r.URL.Host}
-	if c := u.take(key); c != nil {
-		res, err := c.roundTrip(r)
+	if c := u.take(key); c != nil && !u.doubts(c, r) {
+		res, err := u.reuse(c, r)
 		if err == nil || !c.stale(err) || !replayable(r) {
 			return res, err
 		}
+		if err := rewind(r); err != nil {
+			return nil, err
+		}
 	}
+	return u.fresh(r, key)
+}
+
+// fresh sends r over a new connection.
+func (u *upstream) fresh(r *http.Request, key upstreamKey) (*http.Response, error) {
 	conn, via, err := u.connect(r.Context(), key, u.tls)
 	if err != nil {
 		closeBody(r)
@@ -295,7 +313,9 @@ func (u *upstream) connect(ctx context.Context, key upstreamKey, config *tls.Con
 		return nil, nil, err
 	}
 	config = config.Clone()
-	config.ServerName = a.host
+	if config.ServerName == "" {
+		config.ServerName = a.host
+	}
 	tc := tls.Client(&belowTLS{Conn: conn}, config)
 	ctx, cancel := context.WithTimeout(ctx, upstreamTLSWait)
 	defer cancel()
@@ -337,8 +357,12 @@ func requestTarget(u *url.URL) string {
 	return u.RequestURI()
 }
 
-// replayable tells whether r can be sent twice: it has no content and its method is idempotent (RFC 9110 §9.2.2).
+// replayable tells whether r can be sent twice: it has no content and its method is idempotent (RFC 9110 §9.2.2). Who sets GetBody
+// says that it can, whatever its method.
 func replayable(r *http.Request) bool {
+	if r.GetBody != nil {
+		return true
+	}
 	if r.Body != nil && r.Body != http.NoBody {
 		return false
 	}
@@ -347,6 +371,14 @@ func replayable(r *http.Request) bool {
 		return true
 	}
 	return false
+}
+
+// rewind makes r ready to be sent once more.
+func rewind(r *http.Request) (err error) {
+	if r.GetBody != nil {
+		r.Body, err = r.GetBody()
+	}
+	return err
 }
 
 func closeBody(r *http.Request) {
