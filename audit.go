@@ -48,6 +48,9 @@ type event struct {
 	err      string    // kind and rule, a constant sentence
 	open     bool
 
+	// For the kube and talos planes alone.
+	context string // "prod": whose identity was used or asked for; omitted where ""
+
 	// For the talos plane alone.
 	grpcStatus *int     // nil where there was none
 	nodes      []string // "10.0.0.2"

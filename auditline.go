@@ -45,6 +45,9 @@ func appendEvent(b []byte, e *event, now time.Time) []byte {
 	b = appendNumber(b, `,"bytes_in":`, e.in)
 	b = appendNumber(b, `,"bytes_out":`, e.out)
 	b = appendText(b, `,"error":`, e.err)
+	if e.context != "" {
+		b = appendText(b, `,"context":`, e.context)
+	}
 	b = appendTalos(b, e)
 	if e.open {
 		b = append(b, `,"open":true`...)
