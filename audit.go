@@ -51,6 +51,11 @@ type event struct {
 	// For the kube and talos planes alone.
 	context string // "prod": whose identity was used or asked for; omitted where ""
 
+	// For the kube plane alone, as the API server reads the request.
+	verb      string // "list"; of a path that is no resource the method in lower case
+	resource  string // "pods", "deployments.apps/scale"; "" where the path names none
+	namespace string // "" for cluster-wide requests
+
 	// For the talos plane alone.
 	grpcStatus *int     // nil where there was none
 	nodes      []string // "10.0.0.2"

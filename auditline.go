@@ -48,6 +48,11 @@ func appendEvent(b []byte, e *event, now time.Time) []byte {
 	if e.context != "" {
 		b = appendText(b, `,"context":`, e.context)
 	}
+	if e.plane == "kube" {
+		b = appendText(b, `,"verb":`, e.verb)
+		b = appendText(b, `,"resource":`, e.resource)
+		b = appendText(b, `,"namespace":`, e.namespace)
+	}
 	b = appendTalos(b, e)
 	if e.open {
 		b = append(b, `,"open":true`...)
