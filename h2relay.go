@@ -1,0 +1,147 @@
+package main
+
+import (
+	"context"
+	"net"
+	"sync"
+	"time"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+)
+
+// h2Relay relays HTTP/2 connections frame by frame: one connection to an upstream for each of a client's, the same stream ids, flow
+// control and SETTINGS from end to end, header sections decoded and encoded anew (RFC 9113, RFC 7541). What may pass, and
+// where it goes, is decided by the h2Owner of each connection. The zero value is ready; all methods may be called at once.
+type h2Relay struct {
+	mu     sync.Mutex // guards what follows
+	conns  map[*h2Conn]struct{}
+	closed bool // by shutdown
+}
+
+// h2Owner decides what becomes of one client's connection. Its functions are not called at once with one another, with two
+// exceptions: open runs beside all others, and ended beside those for other streams. None may be nil but trailers.
+type h2Owner struct {
+	// judge is asked about each request, before any of it goes upstream and whether or not there is an upstream yet. It may set
+	// s.data. After a verdict with hold it is asked once more, with s.content.
+	judge func(s *h2Stream) h2Verdict
+
+	// open is called when a request may pass and there is no upstream: it dials what s asks for, s being the first such
+	// request, and calls greetH2 with hello on each connection that it tries, since only one that has sent its SETTINGS is up (with
+	// TLS 1.3 a rejected client certificate shows no earlier). All requests wait meanwhile. If it fails, all that wait are
+	// refused, and the next request opens anew. ctx ends when the client has gone. s.fields is not to be changed.
+	open func(ctx context.Context, s *h2Stream, hello []byte) (*h2Upstream, *h2Refusal)
+
+	// forward gives the header section that goes upstream in the place of s.fields, and is called right before: the upstream is
+	// known, an opening line can be written. It may change and return s.fields. Names are lower-case, pseudo-fields come first.
+	forward func(s *h2Stream) []hpack.HeaderField
+
+	// trailers is asked about the trailer section of a request and may return other fields, or false to reset the stream.
+	// Where it is nil every stream with such trailers is reset: gRPC has none.
+	trailers func(s *h2Stream, fields []hpack.HeaderField) ([]hpack.HeaderField, bool)
+
+	// ended is called once for each stream that was judged, before the client is told (before END_STREAM or RST_STREAM is
+	// written to it).
+	ended func(s *h2Stream, end h2End)
+}
+
+// h2Verdict is what judge says: hold, or a refusal, or neither to forward.
+type h2Verdict struct {
+	// hold asks for judge to be called again when the first message of the request's content is whole (gRPC's five bytes of
+	// prefix and what they announce). Until then nothing of the stream goes upstream, nor of later ones.
+	hold    bool
+	refusal *h2Refusal
+}
+
+// h2Refusal answers a request in the place of an upstream: a header section with END_STREAM, as gRPC's "Trailers-Only".
+type h2Refusal struct {
+	status  int    // gRPC's: 7 is PERMISSION_DENIED, 14 UNAVAILABLE
+	message string // UTF-8 text; it is percent-encoded on the wire
+}
+
+// h2Stream is one request and its answer, as the owner sees it. The owner may keep it, but read fields and content only within
+// its functions.
+type h2Stream struct {
+	id     uint32
+	start  time.Time
+	fields []hpack.HeaderField // the request's header section as it came, valid per RFC 9113 §8.3: pseudo-fields first
+
+	// content is set for the second call of judge: the first bytes of content, among them the prefix and the first message. whole tells
+	// whether that message is complete; it is not where the client ended the stream before, or where it is larger than
+	// what is held (h2HeldBytes).
+	content []byte
+	whole   bool
+
+	data any // the owner's own
+
+	h2StreamState
+}
+
+// h2Cause says why a stream ended.
+type h2Cause int
+
+const (
+	h2Answered      h2Cause = iota // the upstream ended the stream
+	h2Refused                      // judge or open refused it, or the owner's trailers did
+	h2ClientReset                  // RST_STREAM by the client: end.reset
+	h2ClientGone                   // the client's connection ended
+	h2UpstreamReset                // RST_STREAM by the upstream, or its GOAWAY left the stream out: end.reset
+	h2UpstreamLost                 // the upstream's connection ended; the client is told UNAVAILABLE
+	h2Malformed                    // the client or the upstream broke the protocol on this stream, or a limit; the relay reset it: end.reset
+	h2Cut                          // shutdown's time was over
+)
+
+// h2End is what is known of a stream when it ends.
+type h2End struct {
+	cause      h2Cause
+	httpStatus int                 // of the answer; 0 where there was none
+	grpcStatus int                 // as the client is told; -1 where it is told none
+	fields     []hpack.HeaderField // the answer's last header section: trailers, or Trailers-Only
+	reset      http2.ErrCode       // of the RST_STREAM, where cause says so
+	in, out    int64               // bytes of content taken from the client and from the upstream, without padding
+	duration   time.Duration
+}
+
+// serve relays client, on which TLS has been done and "h2" been chosen, until it is over, and closes it. It returns why it
+// ended: nil when either side left with no stream open.
+func (r *h2Relay) serve(client net.Conn, owner h2Owner) error {
+	panic("stub")
+}
+
+// shutdown tells every client to open no more streams (GOAWAY), waits until those under way have ended, and when ctx ends
+// closes what is left. serve returns at once for connections that come later.
+func (r *h2Relay) shutdown(ctx context.Context) {
+	panic("stub")
+}
+
+// h2Upstream is a connection to an upstream that is up. It is made by greetH2 and belongs to the relay once open has returned
+// it; an owner that has no use for it closes it.
+type h2Upstream struct {
+	conn net.Conn
+}
+
+// greetH2 says hello to an upstream on conn, on which TLS has been done and "h2" been chosen, and waits for its SETTINGS. Where it
+// fails conn is closed. It may be called at once for several connections with the same hello. A spare connection, on
+// which nothing has been written yet, can be dialed long before.
+func greetH2(ctx context.Context, conn net.Conn, hello []byte) (*h2Upstream, error) {
+	panic("stub")
+}
+
+// close closes the connection of an upstream that is not used.
+func (u *h2Upstream) close() { u.conn.Close() }
+
+// h2Conn is one client's connection.
+type h2Conn struct{}
+
+// h2StreamState is what the relay keeps of a stream.
+type h2StreamState struct{}
+
+// field gives the value of the first field of that name in s's request, "" where there is none.
+func (s *h2Stream) field(name string) string {
+	for _, f := range s.fields {
+		if f.Name == name {
+			return f.Value
+		}
+	}
+	return ""
+}
