@@ -2,7 +2,10 @@ package main
 
 import (
 	"context"
+	"errors"
+	"maps"
 	"net"
+	"slices"
 	"sync"
 	"time"
 
@@ -14,9 +17,10 @@ import (
 // control and SETTINGS from end to end, header sections decoded and encoded anew (RFC 9113, RFC 7541). What may pass, and
 // where it goes, is decided by the h2Owner of each connection. The zero value is ready; all methods may be called at once.
 type h2Relay struct {
-	mu     sync.Mutex // guards what follows
-	conns  map[*h2Conn]struct{}
-	closed bool // by shutdown
+	serving sync.WaitGroup
+	mu      sync.Mutex // guards what follows
+	conns   map[*h2Conn]struct{}
+	closed  bool // by shutdown
 }
 
 // h2Owner decides what becomes of one client's connection. Its functions are not called at once with one another, with two
@@ -59,8 +63,8 @@ type h2Refusal struct {
 	message string // UTF-8 text; it is percent-encoded on the wire
 }
 
-// h2Stream is one request and its answer, as the owner sees it. The owner may keep it, but read fields and content only within
-// its functions.
+// h2Stream is one request and its answer, as the owner sees it. Its fields and content are valid within judge, open and forward
+// alone.
 type h2Stream struct {
 	id     uint32
 	start  time.Time
@@ -82,12 +86,12 @@ type h2Cause int
 
 const (
 	h2Answered      h2Cause = iota // the upstream ended the stream
-	h2Refused                      // judge or open refused it, or the owner's trailers did
+	h2Refused                      // judge or open refused it
 	h2ClientReset                  // RST_STREAM by the client: end.reset
 	h2ClientGone                   // the client's connection ended
 	h2UpstreamReset                // RST_STREAM by the upstream, or its GOAWAY left the stream out: end.reset
 	h2UpstreamLost                 // the upstream's connection ended; the client is told UNAVAILABLE
-	h2Malformed                    // the client or the upstream broke the protocol on this stream, or a limit; the relay reset it: end.reset
+	h2Malformed                    // the client or the upstream broke the protocol or a limit; the relay reset it: end.reset
 	h2Cut                          // shutdown's time was over
 )
 
@@ -102,39 +106,66 @@ type h2End struct {
 	duration   time.Duration
 }
 
+// errH2Shutdown is what serve returns for connections that shutdown closed or that came after it.
+var errH2Shutdown = errors.New("shut down")
+
 // serve relays client, on which TLS has been done and "h2" been chosen, until it is over, and closes it. It returns why it
-// ended: nil when either side left with no stream open.
+// ended: nil when a side left with no stream open.
 func (r *h2Relay) serve(client net.Conn, owner h2Owner) error {
-	panic("stub")
+	c := newH2Conn(client, owner)
+	if !r.add(c) {
+		h2Close(client)
+		return errH2Shutdown
+	}
+	defer r.remove(c)
+	return c.run()
+}
+
+func (r *h2Relay) add(c *h2Conn) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.closed {
+		return false
+	}
+	if r.conns == nil {
+		r.conns = map[*h2Conn]struct{}{}
+	}
+	r.conns[c] = struct{}{}
+	r.serving.Add(1)
+	return true
+}
+
+func (r *h2Relay) remove(c *h2Conn) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.conns, c)
+	r.serving.Done()
 }
 
 // shutdown tells every client to open no more streams (GOAWAY), waits until those under way have ended, and when ctx ends
 // closes what is left. serve returns at once for connections that come later.
 func (r *h2Relay) shutdown(ctx context.Context) {
-	panic("stub")
+	r.mu.Lock()
+	r.closed = true
+	conns := slices.Collect(maps.Keys(r.conns))
+	r.mu.Unlock()
+	stop := context.AfterFunc(ctx, func() {
+		for _, c := range conns {
+			c.cut()
+		}
+	})
+	defer stop()
+	for _, c := range conns {
+		// Each by itself, for one that does not read would keep the others waiting. Its end, or cut, ends it.
+		r.serving.Go(c.drain)
+	}
+	r.serving.Wait()
 }
 
-// h2Upstream is a connection to an upstream that is up. It is made by greetH2 and belongs to the relay once open has returned
-// it; an owner that has no use for it closes it.
-type h2Upstream struct {
-	conn net.Conn
+// begin starts the upstream's half of c, which run waits for.
+func (c *h2Conn) begin(s *h2Stream, hello []byte) {
+	c.running.Go(func() { c.runUpstream(s, hello) })
 }
-
-// greetH2 says hello to an upstream on conn, on which TLS has been done and "h2" been chosen, and waits for its SETTINGS. Where it
-// fails conn is closed. It may be called at once for several connections with the same hello. A spare connection, on
-// which nothing has been written yet, can be dialed long before.
-func greetH2(ctx context.Context, conn net.Conn, hello []byte) (*h2Upstream, error) {
-	panic("stub")
-}
-
-// close closes the connection of an upstream that is not used.
-func (u *h2Upstream) close() { u.conn.Close() }
-
-// h2Conn is one client's connection.
-type h2Conn struct{}
-
-// h2StreamState is what the relay keeps of a stream.
-type h2StreamState struct{}
 
 // field gives the value of the first field of that name in s's request, "" where there is none.
 func (s *h2Stream) field(name string) string {

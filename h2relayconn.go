@@ -1,0 +1,267 @@
+package main
+
+import (
+	"context"
+	"io"
+	"math"
+	"net"
+	"slices"
+	"strconv"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
+)
+
+// h2HeldBytes bounds the content that waits for a verdict on a connection whose upstream is up, in bytes. It is a quarter of the
+// smallest window of a connection: what is held is not acknowledged by the upstream, and must not use up the window that the rest
+// of a message needs. (While there is no upstream yet, the window itself is the bound.)
+const h2HeldBytes = 16 << 10
+
+// h2HeldFields bounds the header sections that wait, in bytes.
+const h2HeldFields = 2 * h2FieldsLimit
+
+// h2Linger is how long a client has to take what is left for it and to leave, once it has been told to.
+const h2Linger = 5 * time.Second
+
+// h2Conn is one client's connection, with its upstream's. Two pumps move frames, one each way; each writes to its own peer too:
+// what the relay itself answers. Lock order: flow, mu, then a writer's.
+type h2Conn struct {
+	owner   h2Owner
+	reader  *h2Reader // the client's; for its pump
+	client  *h2Writer
+	ctx     context.Context // of open
+	cancel  context.CancelFunc
+	running sync.WaitGroup // of the upstream's half
+
+	// flow orders what goes upstream: it is held while a frame of the client is dealt with, and while what has waited is sent.
+	flow       sync.Mutex
+	up         *h2Upstream // nil until it is up; never changed afterwards
+	opening    bool
+	queue      []*h2Stream // those that wait for a verdict, for the upstream, or for one before them, by id
+	held       int         // bytes of content in queue
+	heldFields int         // and of header sections
+	settings   h2Settings  // the client's
+	window     int64       // what the client added to its connection's window before the upstream was up
+	told       int64       // what of window the upstream's hello had
+	changed    bool        // settings changed since that hello
+	room       int64       // what the client may send before the upstream is up, in bytes
+	owed       uint32      // window to give back to the client: content that was not passed on
+	wrote      bool        // to the client, by its own pump, and not flushed
+	early      bool        // the client has acknowledged earlySettings
+	frames     *h2Budget   // of the client's frames that carry nothing
+	resets     *h2Budget   // of streams that ended without an answer
+
+	mu      sync.Mutex // guards what follows
+	streams map[uint32]*h2Stream
+	last    uint32 // the highest id that the client has used
+	above   uint32 // streams beyond it are refused: GOAWAY has been sent
+	leaving bool   // the connection ends with its last stream
+	gone    bool   // the client has
+	cause   h2Cause
+	why     error // the connection ends for
+
+	acks atomic.Int32 // of the client, that the upstream waits for
+}
+
+// h2StreamState is what the relay keeps of a stream.
+type h2StreamState struct {
+	// guarded by flow
+	waits   bool // for judge's second verdict
+	trailer []hpack.HeaderField
+	window  uint32 // what the client added to its window while it waited
+	size    int    // of its header section while that waits
+	grpc    bool   // its content-type is gRPC's
+
+	// guarded by the connection's mu
+	judged       bool // the owner knows of it
+	over         bool // ended has been called
+	sent         bool // the header section has gone upstream
+	answered     bool // the answer's header section has come
+	clientDone   bool // END_STREAM of the client has come
+	upstreamDone bool
+	status       int
+	in, out      int64
+}
+
+func newH2Conn(client net.Conn, owner h2Owner) *h2Conn {
+	c := &h2Conn{
+		owner: owner, reader: newH2Reader(client), client: newH2Writer(client),
+		room: h2Window, streams: map[uint32]*h2Stream{}, above: math.MaxUint32, cause: h2ClientGone,
+		frames: newH2Budget(h2FrameRate), resets: newH2Budget(h2ResetRate),
+	}
+	c.ctx, c.cancel = context.WithCancel(context.Background())
+	return c
+}
+
+// run relays until the connection is over.
+func (c *h2Conn) run() error {
+	keepAlive(c.reader.conn, false)
+	err := c.greetClient()
+	if err == nil {
+		err = c.pumpClient()
+	}
+	fault, broken := err.(*h2ConnError)
+	if broken {
+		c.stop(h2Malformed, err)
+		// The upstream's half may be writing to it.
+		c.reader.conn.SetDeadline(time.Now().Add(h2Linger))
+	} else {
+		c.stop(h2ClientGone, err)
+		h2Close(c.reader.conn)
+	}
+	c.running.Wait()
+	c.endAll()
+	if broken {
+		c.client.goAway(c.last, fault.code, []byte(fault.reason))
+		c.client.flush()
+		c.reader.discard()
+		h2Close(c.reader.conn)
+	}
+	c.reader.release()
+	return c.why
+}
+
+// stop ends the upstream's half. The first cause counts.
+func (c *h2Conn) stop(cause h2Cause, why error) {
+	c.cancel()
+	c.mu.Lock()
+	up := c.up
+	if !c.gone {
+		c.gone = true
+		if c.cause == h2ClientGone {
+			c.cause = cause
+		}
+		if clean := len(c.streams) == 0 && (c.leaving || why == io.EOF); c.why == nil && !clean {
+			c.why = why
+		}
+	}
+	c.mu.Unlock()
+	if up != nil {
+		up.close()
+	}
+}
+
+// endAll tells the owner of the streams that the connection's end has ended.
+func (c *h2Conn) endAll() {
+	for _, s := range c.take(0) {
+		c.end(s, h2End{cause: c.cause, grpcStatus: -1})
+	}
+}
+
+// take removes the streams beyond last and gives them, by id.
+func (c *h2Conn) take(last uint32) []*h2Stream {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	var out []*h2Stream
+	for id, s := range c.streams {
+		if id > last {
+			out = append(out, s)
+			delete(c.streams, id)
+		}
+	}
+	slices.SortFunc(out, func(a, b *h2Stream) int { return int(a.id) - int(b.id) })
+	return out
+}
+
+// cut ends the connection at once.
+func (c *h2Conn) cut() {
+	c.mu.Lock()
+	if !c.gone {
+		c.cause, c.why = h2Cut, errH2Shutdown
+	}
+	c.mu.Unlock()
+	h2Close(c.reader.conn)
+}
+
+// drain tells the client to open no more streams; the connection ends with those that are open.
+func (c *h2Conn) drain() {
+	c.mu.Lock()
+	last := min(c.last, c.above)
+	c.above = last
+	c.mu.Unlock()
+	c.client.goAway(last, http2.ErrCodeNo, nil)
+	c.client.flush()
+	c.leave()
+}
+
+// leave has the connection end with its last stream.
+func (c *h2Conn) leave() {
+	c.mu.Lock()
+	c.leaving = true
+	c.mu.Unlock()
+	c.lingerIfIdle()
+}
+
+// lingerIfIdle ends a connection that is to end with its last stream if there is none left, when the client has had time to
+// take what was written.
+func (c *h2Conn) lingerIfIdle() {
+	c.mu.Lock()
+	over := c.leaving && len(c.streams) == 0
+	c.mu.Unlock()
+	if over {
+		c.client.flush()
+		c.reader.conn.SetReadDeadline(time.Now().Add(h2Linger))
+	}
+}
+
+// end tells the owner that s has ended; once, and if the owner has heard of it.
+func (c *h2Conn) end(s *h2Stream, e h2End) {
+	c.mu.Lock()
+	told := s.over || !s.judged
+	s.over = true
+	e.httpStatus, e.in, e.out = s.status, s.in, s.out
+	c.mu.Unlock()
+	if !told {
+		e.duration = time.Since(s.start)
+		c.owner.ended(s, e)
+	}
+}
+
+// drop forgets s: what still comes for it is swallowed.
+func (c *h2Conn) drop(s *h2Stream) {
+	c.mu.Lock()
+	delete(c.streams, s.id)
+	c.mu.Unlock()
+	c.lingerIfIdle()
+}
+
+// refuse answers s in the place of an upstream ("Trailers-Only" in gRPC's PROTOCOL-HTTP2.md). A client that still sends is
+// asked to stop (RFC 9113 §8.1). flow is held.
+func (c *h2Conn) refuse(s *h2Stream, r *h2Refusal) {
+	c.end(s, h2End{cause: h2Refused, grpcStatus: r.status})
+	c.client.headers(s.id, true, append([]hpack.HeaderField{
+		{Name: ":status", Value: "200"}, {Name: "content-type", Value: "application/grpc"},
+	}, statusFields(r)...))
+	if !s.clientDone {
+		c.client.reset(s.id, http2.ErrCodeNo)
+	}
+	c.forget(s)
+}
+
+// statusFields are what gRPC's trailers say of r.
+func statusFields(r *h2Refusal) []hpack.HeaderField {
+	return []hpack.HeaderField{
+		{Name: "grpc-status", Value: strconv.Itoa(r.status)},
+		{Name: "grpc-message", Value: percentEncoded(r.message)},
+	}
+}
+
+// forget takes s out of the queue, if it is in it, and drops it. The client gets back the window of what was held. flow is held.
+func (c *h2Conn) forget(s *h2Stream) {
+	if i := slices.Index(c.queue, s); i >= 0 {
+		c.queue = slices.Delete(c.queue, i, i+1)
+	}
+	c.owed += uint32(len(s.content))
+	c.release(s)
+	c.drop(s)
+}
+
+// release lets go of what s held. flow is held.
+func (c *h2Conn) release(s *h2Stream) {
+	c.held -= len(s.content)
+	c.heldFields -= s.size
+	s.content, s.fields, s.trailer, s.size = nil, nil, nil, 0
+}
