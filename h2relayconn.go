@@ -98,7 +98,7 @@ func newH2Conn(client net.Conn, owner h2Owner) *h2Conn {
 
 // run relays until the connection is over.
 func (c *h2Conn) run() error {
-	keepAlive(c.reader.conn, false)
+	keepH2Alive(c.reader.conn, false)
 	err := c.greetClient()
 	if err == nil {
 		err = c.pumpClient()
@@ -234,18 +234,18 @@ func (c *h2Conn) refuse(s *h2Stream, r *h2Refusal) {
 	c.end(s, h2End{cause: h2Refused, grpcStatus: r.status})
 	c.client.headers(s.id, true, append([]hpack.HeaderField{
 		{Name: ":status", Value: "200"}, {Name: "content-type", Value: "application/grpc"},
-	}, statusFields(r)...))
+	}, grpcStatusFields(r)...))
 	if !s.clientDone {
 		c.client.reset(s.id, http2.ErrCodeNo)
 	}
 	c.forget(s)
 }
 
-// statusFields are what gRPC's trailers say of r.
-func statusFields(r *h2Refusal) []hpack.HeaderField {
+// grpcStatusFields are what gRPC's trailers say of r.
+func grpcStatusFields(r *h2Refusal) []hpack.HeaderField {
 	return []hpack.HeaderField{
 		{Name: "grpc-status", Value: strconv.Itoa(r.status)},
-		{Name: "grpc-message", Value: percentEncoded(r.message)},
+		{Name: "grpc-message", Value: grpcMessage(r.message)},
 	}
 }
 

@@ -115,7 +115,7 @@ func (f *h2FieldReader) add(field hpack.HeaderField) {
 		f.fault = "a pseudo-field behind another field"
 	case pseudo && f.has(field.Name):
 		f.fault = "a pseudo-field twice"
-	case !pseudo && !validName(field.Name):
+	case !pseudo && !validH2Name(field.Name):
 		f.fault = "a field name that is not allowed"
 	case !httpguts.ValidHeaderFieldValue(field.Value):
 		f.fault = "a field value that is not allowed"
@@ -135,9 +135,9 @@ func (f *h2FieldReader) has(name string) bool {
 	return false
 }
 
-// validName tells whether name is a token in lower case (RFC 9113 §8.2.1) and not that of a field that concerns one connection
+// validH2Name tells whether name is a token in lower case (RFC 9113 §8.2.1) and not that of a field that concerns one connection
 // (§8.2.2).
-func validName(name string) bool {
+func validH2Name(name string) bool {
 	if name == "" {
 		return false
 	}
@@ -222,9 +222,9 @@ func trailerFault(s h2Section) string {
 	return ""
 }
 
-// percentEncoded is message as the grpc-message field has it: bytes but printable ASCII, and "%", as "%XX" (gRPC's
+// grpcMessage is message as the grpc-message field has it: bytes but printable ASCII, and "%", as "%XX" (gRPC's
 // PROTOCOL-HTTP2.md, "Percent-Encoded").
-func percentEncoded(message string) string {
+func grpcMessage(message string) string {
 	const hex = "0123456789ABCDEF"
 	var b strings.Builder
 	for _, c := range []byte(message) {

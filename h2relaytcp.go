@@ -34,9 +34,9 @@ func h2Close(conn net.Conn) {
 	conn.Close()
 }
 
-// keepAlive has a connection's end noticed. A client's may leave bytes unacknowledged for as long as it likes: the time-out
+// keepH2Alive has a connection's end noticed. A client's may leave bytes unacknowledged for as long as it likes: the time-out
 // would also end one whose user has it wait before a full window, as "logs -f | less" does.
-func keepAlive(conn net.Conn, upstream bool) {
+func keepH2Alive(conn net.Conn, upstream bool) {
 	tcp := tcpOf(conn)
 	if tcp == nil {
 		return

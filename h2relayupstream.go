@@ -40,7 +40,7 @@ func greetH2(ctx context.Context, conn net.Conn, hello []byte) (*h2Upstream, err
 		u.close()
 		return nil, err
 	}
-	keepAlive(conn, true)
+	keepH2Alive(conn, true)
 	return u, nil
 }
 
@@ -312,12 +312,12 @@ func (c *h2Conn) upstreamEnds(s *h2Stream, fields []hpack.HeaderField) bool {
 	s.upstreamDone = true
 	over := s.clientDone
 	c.mu.Unlock()
-	c.end(s, h2End{cause: h2Answered, grpcStatus: grpcStatus(fields), fields: fields})
+	c.end(s, h2End{cause: h2Answered, grpcStatus: grpcStatusOf(fields), fields: fields})
 	return over
 }
 
-// grpcStatus gives what the field of that name says, -1 where there is none.
-func grpcStatus(fields []hpack.HeaderField) int {
+// grpcStatusOf gives what the field of that name says, -1 where there is none.
+func grpcStatusOf(fields []hpack.HeaderField) int {
 	for _, f := range fields {
 		if f.Name == "grpc-status" {
 			if n, err := strconv.ParseUint(f.Value, 10, 31); err == nil {
@@ -432,7 +432,7 @@ func (c *h2Conn) lose(s *h2Stream) {
 		c.client.reset(s.id, http2.ErrCodeRefusedStream)
 	case s.grpc:
 		c.end(s, h2End{cause: h2UpstreamLost, grpcStatus: errLost.status})
-		fields := statusFields(errLost)
+		fields := grpcStatusFields(errLost)
 		if !s.answered {
 			fields = append([]hpack.HeaderField{{Name: ":status", Value: "200"}, {Name: "content-type", Value: "application/grpc"}}, fields...)
 		}
