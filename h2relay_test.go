@@ -5,7 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -117,10 +119,10 @@ func (p *h2Peer) until(want string) (before []string) {
 	for {
 		select {
 		case got, ok := <-p.lines:
-			if !ok {
+			if !ok && want != "closed" {
 				p.t.Fatalf("%q never came; %q came", want, before)
 			}
-			if strings.HasPrefix(got, want) {
+			if !ok || strings.HasPrefix(got, want) {
 				return before
 			}
 			before = append(before, got)
@@ -201,7 +203,7 @@ func newH2Test(t testing.TB) *h2Test {
 			case strings.HasPrefix(path, "/held") && s.data == nil:
 				s.data = path
 				return h2Verdict{hold: true}
-			case strings.HasPrefix(path, "/held") && (!s.whole || !strings.HasPrefix(string(s.content), grpcFramed("good"))):
+			case strings.HasPrefix(path, "/held") && (!s.whole || !strings.HasPrefix(string(s.content[5:]), "good")):
 				return h2Verdict{refusal: &h2Refusal{7, "not good"}}
 			}
 			s.data = path
@@ -356,3 +358,87 @@ func TestRelayRefusesWithTrailersOnly(t *testing.T) {
 		t.Error("an upstream was opened for a refused request")
 	}
 }
+
+// bufferedPipe gives both ends of a connection in memory that holds what has been written, for use in a synctest bubble.
+func bufferedPipe() (net.Conn, net.Conn) {
+	a, b := newPipeHalf(), newPipeHalf()
+	return &pipeEnd{in: a, out: b}, &pipeEnd{in: b, out: a}
+}
+
+// pipeHalf is what is under way in one direction.
+type pipeHalf struct {
+	mu       sync.Mutex
+	more     *sync.Cond
+	buf      []byte
+	closed   bool
+	deadline time.Time
+	timer    *time.Timer
+}
+
+func newPipeHalf() *pipeHalf {
+	p := &pipeHalf{}
+	p.more = sync.NewCond(&p.mu)
+	return p
+}
+
+// pipeEnd is a net.Conn.
+type pipeEnd struct {
+	net.Conn
+	in, out *pipeHalf
+}
+
+func (e *pipeEnd) Read(p []byte) (int, error) {
+	e.in.mu.Lock()
+	defer e.in.mu.Unlock()
+	for {
+		switch {
+		case len(e.in.buf) > 0:
+			n := copy(p, e.in.buf)
+			e.in.buf = e.in.buf[n:]
+			return n, nil
+		case e.in.closed:
+			return 0, io.EOF
+		case !e.in.deadline.IsZero() && !time.Now().Before(e.in.deadline):
+			return 0, os.ErrDeadlineExceeded
+		}
+		e.in.more.Wait()
+	}
+}
+
+func (e *pipeEnd) Write(p []byte) (int, error) {
+	e.out.mu.Lock()
+	defer e.out.mu.Unlock()
+	if e.out.closed {
+		return 0, io.ErrClosedPipe
+	}
+	e.out.buf = append(e.out.buf, p...)
+	e.out.more.Broadcast()
+	return len(p), nil
+}
+
+func (e *pipeEnd) Close() error {
+	for _, half := range []*pipeHalf{e.in, e.out} {
+		half.mu.Lock()
+		half.closed = true
+		half.more.Broadcast()
+		half.mu.Unlock()
+	}
+	return nil
+}
+
+func (e *pipeEnd) SetReadDeadline(t time.Time) error {
+	e.in.mu.Lock()
+	defer e.in.mu.Unlock()
+	e.in.deadline = t
+	if e.in.timer != nil {
+		e.in.timer.Stop()
+	}
+	if !t.IsZero() {
+		e.in.timer = time.AfterFunc(time.Until(t), e.in.more.Broadcast)
+	}
+	return nil
+}
+
+func (e *pipeEnd) SetWriteDeadline(time.Time) error { return nil }
+
+func (e *pipeEnd) SetDeadline(t time.Time) error { return e.SetReadDeadline(t) }

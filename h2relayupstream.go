@@ -130,6 +130,7 @@ func (c *h2Conn) opened(up *h2Upstream) bool {
 	}
 	up.writer.window(0, uint32(c.window-c.told))
 	c.advance()
+	up.writer.flush()
 	return true
 }
 
