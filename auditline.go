@@ -16,6 +16,9 @@ const maxLogged = 1 << 10
 // out of the log.
 const maxMethod = 32
 
+// maxRPC bounds it on the talos plane, where it is the path of an RPC: "/machine.MachineService/GenerateClientConfiguration".
+const maxRPC = 96
+
 // appendEvent appends e as one line: a JSON object with the fields in a fixed order, and a newline. now ends the
 // request. Written by hand, since every request waits for its line: it allocates nothing once b has grown.
 func appendEvent(b []byte, e *event, now time.Time) []byte {
@@ -29,7 +32,11 @@ func appendEvent(b []byte, e *event, now time.Time) []byte {
 	if e.session != "" {
 		b = appendText(b, `,"session":`, e.session)
 	}
-	b = appendQuoted(append(b, `,"method":`...), cutText(e.method, maxMethod))
+	bound := maxMethod
+	if e.plane == "talos" {
+		bound = maxRPC
+	}
+	b = appendQuoted(append(b, `,"method":`...), cutText(e.method, bound))
 	b = appendText(b, `,"host":`, loggedHost(e.host))
 	b = appendText(b, `,"path":`, loggedPath(e.path))
 	b = append(b, `,"auth_injected":`...)

@@ -1,0 +1,278 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+
+	"golang.org/x/net/http2/hpack"
+)
+
+// gRPC status codes (google.golang.org/grpc/codes) that muxproxy itself answers with.
+const (
+	grpcPermissionDenied   = 7
+	grpcFailedPrecondition = 9
+	grpcUnavailable        = 14
+)
+
+// What is logged of the nodes of an RPC, which a client may name as many of as a header section holds.
+const (
+	maxLoggedNodes = 64
+	maxLoggedNode  = 253 // bytes
+)
+
+// talosConn is one client's connection to the talos plane. It is the owner of the relay's: see h2Owner for which functions run
+// at once.
+type talosConn struct {
+	plane    *talosPlane
+	client   string                    // "172.17.0.2:51234"
+	upstream *talosUpstream            // of the first RPC that was let through, whose context all others have to name; used by judge alone
+	endpoint atomic.Pointer[authority] // that the connection leads to; nil until it does
+}
+
+// talosRPC is what is kept of one RPC: the data of its h2Stream.
+type talosRPC struct {
+	event    event
+	method   string // :path
+	stream   bool   // it may go on for hours
+	set      talosContextConfig
+	context  *talosContext
+	upstream *talosUpstream
+}
+
+// owner gives the relay what decides on the connection.
+func (c *talosConn) owner() h2Owner {
+	return h2Owner{judge: c.judge, open: c.open, forward: c.forward, ended: c.ended}
+}
+
+// judge lets an RPC through or refuses it; reads of COSI resources are judged by their first message, in a second call.
+func (c *talosConn) judge(s *h2Stream) h2Verdict {
+	rpc, known := s.data.(*talosRPC)
+	var verdict talosVerdict
+	if known {
+		if !s.whole {
+			verdict = talosVerdict{refused: "cannot be judged: its first message is not whole, or too long", level: accessFull}
+		} else {
+			verdict = judgeTalosContent(s.content)
+		}
+	} else {
+		rpc = c.newRPC(s)
+		s.data = rpc
+		if refusal := c.choose(rpc, s); refusal != nil {
+			return h2Verdict{refusal: refusal}
+		}
+		verdict = judgeTalosMethod(rpc.set.access, rpc.method)
+	}
+	switch {
+	case verdict.look:
+		return h2Verdict{hold: true}
+	case verdict.refused != "":
+		return h2Verdict{refusal: rpc.deny(verdict)}
+	}
+	return h2Verdict{refusal: c.admit(rpc)}
+}
+
+// newRPC takes down what the audit line needs.
+func (c *talosConn) newRPC(s *h2Stream) *talosRPC {
+	rpc := &talosRPC{method: s.field(":path"), event: event{
+		id: newEventID(), start: s.start, plane: "talos", service: "talos", client: c.client, host: s.field(":authority"),
+		nodes: loggedNodes(s.fields),
+	}}
+	rpc.event.method, rpc.event.path = rpc.method, rpc.method
+	method, listed := talosMethods[strings.ToLower(rpc.method)]
+	rpc.stream = method.stream || !listed // of what nobody knows the opening line is written too
+	return rpc
+}
+
+// choose finds the context that an RPC names by the metadata "context", which talosctl sends where its context has a "cluster", or
+// else the current one.
+func (c *talosConn) choose(rpc *talosRPC, s *h2Stream) *h2Refusal {
+	v := c.plane.view.Load()
+	if v.file == nil {
+		return rpc.fail(grpcFailedPrecondition, "no talosconfig", "there is no talosconfig on the host that runs muxproxy")
+	}
+	name, named, agreed := contextField(s.fields)
+	switch rpc.context = v.file.find(name); {
+	case !agreed:
+		return rpc.fail(grpcFailedPrecondition, "two contexts", "the metadata names more than one context")
+	case !named:
+		if rpc.context = v.file.currentContext(); rpc.context == nil {
+			return rpc.fail(grpcFailedPrecondition, "no context", "the RPC names no context, and the host's talosconfig has no current one: there are "+v.file.names())
+		}
+	case rpc.context == nil:
+		return rpc.fail(grpcFailedPrecondition, "unknown context", fmt.Sprintf("no context %q on the host that runs muxproxy: there are %s", cutText(name, maxMethod), v.file.names()))
+	}
+	rpc.event.context = rpc.context.name
+	rpc.set, rpc.upstream = v.config.of(rpc.context.name), v.upstreams[rpc.context.name]
+	if err := rpc.context.problem(c.plane.now()); err != nil {
+		return rpc.fail(grpcFailedPrecondition, "context off", fmt.Sprintf("context %q cannot be served: %s", rpc.context.name, err))
+	}
+	return nil
+}
+
+// admit lets an RPC through that no policy refuses, if it can share the connection's upstream and will have its audit line.
+func (c *talosConn) admit(rpc *talosRPC) *h2Refusal {
+	if c.upstream == nil {
+		c.upstream = rpc.upstream
+	}
+	switch {
+	case c.upstream.context.name != rpc.context.name:
+		return rpc.fail(grpcFailedPrecondition, "another context", fmt.Sprintf("this connection leads to context %q: open another one", c.upstream.context.name))
+	case c.upstream.roleName() != rpc.set.role:
+		return rpc.fail(grpcUnavailable, "role changed", fmt.Sprintf("the role for context %q has changed: open another connection", rpc.context.name))
+	}
+	if err := c.plane.audit.ready(); err != nil {
+		return rpc.fail(grpcUnavailable, "audit log", "the audit log cannot be written: the operator of muxproxy has to see to it")
+	}
+	rpc.upstream = c.upstream
+	return nil
+}
+
+// open connects to the cluster of the first RPC that was let through.
+func (c *talosConn) open(ctx context.Context, s *h2Stream, hello []byte) (*h2Upstream, *h2Refusal) {
+	rpc := s.data.(*talosRPC)
+	up, endpoint, err := rpc.upstream.connect(ctx, hello)
+	if err != nil {
+		text := fmt.Sprintf("muxproxy: no Talos endpoint of context %q answers: %s", rpc.context.name, err)
+		return nil, &h2Refusal{status: grpcUnavailable, message: text}
+	}
+	c.endpoint.Store(&endpoint)
+	return up, nil
+}
+
+// forward gives the header section for the upstream: without what the gateway alone may say, and addressed to the endpoint. apid runs an
+// RPC with "proxyfrom" itself, whatever node it names, and believes "talos-role" of those that may impersonate.
+func (c *talosConn) forward(s *h2Stream) []hpack.HeaderField {
+	rpc := s.data.(*talosRPC)
+	endpoint := c.endpoint.Load().String()
+	rpc.event.host, rpc.event.injected, rpc.event.decision = endpoint, true, decisionInjected
+	if rpc.stream {
+		opening := rpc.event
+		opening.open = true
+		c.plane.audit.write(&opening)
+	}
+	fields := slices.DeleteFunc(s.fields, func(f hpack.HeaderField) bool { return ownField(f.Name) })
+	for i := range fields {
+		switch fields[i].Name {
+		case ":authority":
+			fields[i].Value = endpoint
+		case ":scheme":
+			fields[i].Value = "https"
+		}
+	}
+	return fields
+}
+
+// ended writes the audit line of an RPC.
+func (c *talosConn) ended(s *h2Stream, end h2End) {
+	e := &s.data.(*talosRPC).event
+	e.code, e.in, e.out = end.httpStatus, end.in, end.out
+	if end.grpcStatus >= 0 {
+		e.grpcStatus = &end.grpcStatus
+	}
+	if cause := endCause(end); e.err == "" && cause != "" {
+		e.err = cause
+		if end.cause != h2ClientReset && end.cause != h2ClientGone {
+			e.sent, e.decision = e.injected, decisionFailed
+		}
+	}
+	if e.decision == "" { // it ended before anything was decided on
+		e.decision = decisionFailed
+	}
+	if end.cause == h2Refused && e.code == 0 {
+		e.code = http.StatusOK
+	}
+	c.plane.audit.write(e)
+}
+
+// endCause says in the audit line what became of an RPC that the upstream did not answer to its end; "" of one that it did.
+func endCause(end h2End) string {
+	switch end.cause {
+	case h2Refused:
+		return "no endpoint answers"
+	case h2ClientReset:
+		return "client reset: " + end.reset.String()
+	case h2ClientGone:
+		return errClientLeft.Error()
+	case h2UpstreamReset:
+		return "upstream reset: " + end.reset.String()
+	case h2UpstreamLost:
+		return "upstream lost"
+	case h2Malformed:
+		return "protocol error: " + end.reset.String()
+	case h2Cut:
+		return "cut by the end of the drain"
+	}
+	return ""
+}
+
+// deny refuses by policy: the text names the method, and the setting that would let it through.
+func (rpc *talosRPC) deny(v talosVerdict) *h2Refusal {
+	rpc.event.decision, rpc.event.err = decisionDenied, "access: "+rpc.set.access.String()
+	name := rpc.context.name
+	return &h2Refusal{status: grpcPermissionDenied, message: fmt.Sprintf(
+		"muxproxy: %s %s: refused by access = %q for context %q: the operator of muxproxy can set access = %q in [talos.context.%s] (audit id %s)",
+		cutText(rpc.method, maxRPC), v.refused, rpc.set.access, name, v.level, strconv.Quote(name), rpc.event.id)}
+}
+
+// fail refuses what no policy refuses, and yet cannot be done.
+func (rpc *talosRPC) fail(status int, cause, text string) *h2Refusal {
+	rpc.event.decision, rpc.event.err = decisionFailed, cause
+	return &h2Refusal{status: status, message: fmt.Sprintf("muxproxy: %s (audit id %s)", text, rpc.event.id)}
+}
+
+// judgeTalosContent judges a COSI read by the beginning of its content.
+func judgeTalosContent(content []byte) talosVerdict {
+	message, whole, err := cosiMessage(content)
+	switch {
+	case err != nil:
+		return talosVerdict{refused: "cannot be judged: " + err.Error(), level: accessFull}
+	case !whole:
+		return talosVerdict{refused: "cannot be judged: " + errCOSIMalformed.Error(), level: accessFull}
+	}
+	return judgeTalosType(message)
+}
+
+// ownField tells the fields that a client's RPC may not carry on: who it is, and what the gateway itself is told.
+func ownField(name string) bool {
+	switch name {
+	case "talos-role", "proxyfrom", "authorization", "proxy-authorization", "context":
+		return true
+	}
+	return strings.HasPrefix(name, "x-sidero-")
+}
+
+// contextField gives the value of the metadata "context"; agreed is false where there are several that differ.
+func contextField(fields []hpack.HeaderField) (name string, named, agreed bool) {
+	agreed = true
+	for _, f := range fields {
+		if f.Name == "context" {
+			agreed = agreed && (!named || f.Value == name)
+			name, named = f.Value, true
+		}
+	}
+	return name, named, agreed
+}
+
+// loggedNodes gives the nodes that an RPC is for: the metadata "nodes", once for each, or "node".
+func loggedNodes(fields []hpack.HeaderField) []string {
+	var nodes []string
+	more := 0
+	for _, f := range fields {
+		switch {
+		case f.Name != "nodes" && f.Name != "node":
+		case len(nodes) < maxLoggedNodes:
+			nodes = append(nodes, cutText(f.Value, maxLoggedNode))
+		default:
+			more++
+		}
+	}
+	if more > 0 {
+		nodes = append(nodes, fmt.Sprintf("and %d more", more))
+	}
+	return nodes
+}
