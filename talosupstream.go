@@ -27,8 +27,7 @@ const (
 type talosUpstream struct {
 	context *talosContext
 	role    *talosRole // whose certificate is presented; nil presents the talosconfig's own
-	dialer  *dialer    // for what goes through a proxy
-	direct  *net.Dialer
+	dialer  *dialer    // its guard is not asked: the operator named the endpoints
 	now     func() time.Time
 
 	mu     sync.Mutex
@@ -39,13 +38,8 @@ type talosUpstream struct {
 // newTalosUpstream reaches c, by way of the proxy that c or else environment names for an endpoint. role is one that the certificate is to
 // have: "" presents c's own.
 func newTalosUpstream(c *talosContext, role string, environment func(*url.URL) (*url.URL, error), now func() time.Time) *talosUpstream {
-	direct := &net.Dialer{
-		KeepAliveConfig: net.KeepAliveConfig{Enable: true, Idle: 10 * time.Second, Interval: 5 * time.Second, Count: 3},
-		Control:         limitUnacknowledged,
-	}
-	u := &talosUpstream{context: c, direct: direct, now: now, failed: map[authority]time.Time{}}
+	u := &talosUpstream{context: c, now: now, failed: map[authority]time.Time{}}
 	u.dialer = newDialer(dialerConfig{proxy: environment})
-	u.dialer.proxied = *direct
 	if c.proxy != "" {
 		u.dialer.proxy = func(*url.URL) (*url.URL, error) { return talosProxy(c.proxy) }
 	}
@@ -214,9 +208,9 @@ func (u *talosUpstream) dial(ctx context.Context, endpoint authority) (net.Conn,
 	}
 	switch {
 	case via == nil:
-		return u.direct.DialContext(ctx, "tcp", endpoint.String())
+		return u.dialer.proxied.DialContext(ctx, "tcp", endpoint.String())
 	case strings.HasPrefix(via.Scheme, "socks5"):
-		d, err := socks.FromURL(via, u.direct)
+		d, err := socks.FromURL(via, &u.dialer.proxied)
 		if err != nil {
 			return nil, fmt.Errorf("proxy %q: %w", via.Redacted(), err)
 		}
