@@ -137,8 +137,7 @@ func (c *talosConn) open(ctx context.Context, s *h2Stream, hello []byte) (*h2Ups
 	rpc := s.data.(*talosRPC)
 	up, endpoint, err := rpc.upstream.connect(ctx, hello)
 	if err != nil {
-		text := fmt.Sprintf("muxproxy: no Talos endpoint of context %q answers: %s", rpc.context.name, err)
-		return nil, &h2Refusal{status: grpcUnavailable, message: text}
+		return nil, &h2Refusal{status: grpcUnavailable, message: "muxproxy: " + err.Error()}
 	}
 	c.endpoint.Store(&endpoint)
 	return up, nil

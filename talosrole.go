@@ -99,7 +99,7 @@ func (r *talosRole) obtain(ctx context.Context) (*tls.Certificate, error) {
 		}
 		said = append(said, endpoint.String()+": "+talosCause(err))
 	}
-	return nil, fmt.Errorf("no certificate of role %q: %s", r.name, strings.Join(said, "; "))
+	return nil, fmt.Errorf("no certificate of role %q for context %q: %s", r.name, r.upstream.context.name, strings.Join(said, "; "))
 }
 
 // answerError is an answer of an endpoint that is up, and yet no certificate.

@@ -65,8 +65,8 @@ type endpointAttempt struct {
 }
 
 // connect gives a connection to the first endpoint that is up, which is one that has sent its SETTINGS: with TLS 1.3 a client
-// certificate that is rejected shows no earlier. hello is what the relay has to say first. The error says what each endpoint
-// said, and is ctx's where the client has gone.
+// certificate that is rejected shows no earlier. hello is what the relay has to say first. The error names the context and what each
+// endpoint said, and is ctx's where the client has gone.
 func (u *talosUpstream) connect(ctx context.Context, hello []byte) (*h2Upstream, authority, error) {
 	cert, err := u.certificate(ctx)
 	if err != nil {
@@ -121,7 +121,7 @@ func (u *talosUpstream) firstUp(ctx context.Context, order []authority, start fu
 			next.Reset(0)
 		}
 	}
-	return nil, authority{}, errors.New(strings.Join(said, "; "))
+	return nil, authority{}, fmt.Errorf("no Talos endpoint of context %q answers: %s", u.context.name, strings.Join(said, "; "))
 }
 
 // order gives the endpoints as they are to be tried: the one that answered last, then the others as the file has them, those that
