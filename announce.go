@@ -1,6 +1,7 @@
 package main
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 )
@@ -19,6 +20,7 @@ func (d *daemon) announce(notices []string) {
 	for _, name := range planeNames {
 		d.log.Info("plane " + name + ": " + d.healthReport().Planes[name].String())
 	}
+	d.announceContexts()
 	d.announceServices(d.creds.Load().status())
 	if c.caEphemeral {
 		d.log.Info("CA: ephemeral: its keys are in memory alone, and the next start makes a new one")
@@ -29,11 +31,34 @@ func (d *daemon) announce(notices []string) {
 		d.log.Warn(n)
 	}
 	d.log.Info("audit log: " + c.audit.path)
-	for _, l := range d.listeners.addrs() {
-		d.log.Info("listening on " + l.String())
+	for _, ln := range d.ports() {
+		for _, l := range ln.addrs() {
+			d.log.Info("listening on " + l.String())
+		}
+		for _, problem := range ln.degraded() {
+			d.log.Warn("not listening: " + problem)
+		}
 	}
-	for _, problem := range d.listeners.degraded() {
-		d.log.Warn("not listening: " + problem)
+}
+
+// announceContexts says of each context of the host whether it is served, at which access level, and with which credential.
+func (d *daemon) announceContexts() {
+	if d.contexts.kube != nil {
+		_, contexts := d.contexts.kube.state()
+		for _, c := range contexts {
+			line := fmt.Sprintf("kube context %q: %s, access %s", c.Name, c.State, c.Access)
+			switch {
+			case c.Why != "":
+				d.log.Warn(line + ": " + c.Why)
+			case c.Credential == "":
+				d.log.Info(line + ", anonymous")
+			default:
+				d.log.Info(line + ", credential: " + c.Credential)
+			}
+		}
+	}
+	if d.contexts.talos != nil {
+		d.contexts.talos.announce()
 	}
 }
 

@@ -9,13 +9,14 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"slices"
 	"strings"
 	"time"
 )
 
-// clientFile is one file that containers see under /etc/mux/client. No credential is in any of them.
+// clientFile is one file that containers see below a directory of /etc/mux. No credential is in any of them.
 type clientFile struct {
-	name    string // "php.d/muxproxy.ini"
+	name    string // in its directory: "php.d/muxproxy.ini"
 	content []byte
 }
 
@@ -58,11 +59,11 @@ func npmrc(rules []*rule) []byte {
 	return b.Bytes()
 }
 
-// writeClientFiles brings muxDir/client up to date, and gives the names of the files that it changed. Each file is
-// replaced as a whole, so that a client in a container never reads half of one. Nothing is written through a symbolic
-// link that leads out of the directory (os.Root).
-func writeClientFiles(muxDir string, files []clientFile) (changed []string, err error) {
-	dir, err := openClientDir(muxDir)
+// writeClientFiles brings a directory of muxDir that containers mount up to date ("client"), and gives the names of the files that
+// it changed ("client/npmrc"). Each file is replaced as a whole, so that a client in a container never reads half of one.
+// Nothing is written through a symbolic link that leads out of the directory (os.Root).
+func writeClientFiles(muxDir, name string, files []clientFile) (changed []string, err error) {
+	dir, err := openClientDir(muxDir, name, files)
 	if err != nil {
 		return nil, err
 	}
@@ -74,20 +75,26 @@ func writeClientFiles(muxDir string, files []clientFile) (changed []string, err 
 		if err := replaceFile(dir, f); err != nil {
 			return changed, fmt.Errorf("write client file %q: %w", path.Join(dir.Name(), f.name), pathCause(err))
 		}
-		changed = append(changed, f.name)
+		changed = append(changed, path.Join(name, f.name))
 	}
 	return changed, nil
 }
 
-// openClientDir makes the client directory and removes what a killed process left half written in it. Containers run as
-// any user, so everyone may read it; the mux-dir above lets nobody else on the host come near.
-func openClientDir(muxDir string) (*os.Root, error) {
+// openClientDir makes the directory with those that files need in it, and removes what a killed process left half written
+// there. Containers run as any user, so everyone may read it; the mux-dir above lets nobody else on the host come near.
+func openClientDir(muxDir, dir string, files []clientFile) (*os.Root, error) {
 	parent, err := os.OpenRoot(muxDir)
 	if err != nil {
 		return nil, fmt.Errorf("open mux-dir %q: %w", muxDir, pathCause(err))
 	}
 	defer parent.Close()
-	for _, name := range []string{"client", "client/php.d"} {
+	names := []string{dir}
+	for _, f := range files {
+		if name := path.Join(dir, path.Dir(f.name)); !slices.Contains(names, name) {
+			names = append(names, name)
+		}
+	}
+	for _, name := range names {
 		err := parent.Mkdir(name, 0o755)
 		if err != nil && !errors.Is(err, fs.ErrExist) {
 			return nil, fmt.Errorf("make client directory %q: %w", path.Join(muxDir, name), pathCause(err))
@@ -104,7 +111,7 @@ func openClientDir(muxDir string) (*os.Root, error) {
 		}
 		removeLeftovers(parent, name)
 	}
-	return parent.OpenRoot("client")
+	return parent.OpenRoot(dir)
 }
 
 // removeLeftovers removes temporary files that are too old to be another process's work: a process that writes one

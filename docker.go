@@ -13,6 +13,8 @@ import (
 type containerView struct {
 	HTTP       bool         `json:"http"`      // the http plane is on
 	HTTPPort   uint16       `json:"http_port"` // 18080
+	Kube       bool         `json:"kube"`      // the kube plane is on: its kubeconfig is mounted
+	Talos      bool         `json:"talos"`
 	DockerHost string       `json:"docker_host"`
 	NoProxy    []string     `json:"no_proxy"` // in the order in which they are printed
 	Services   []serviceEnv `json:"services"` // those that have a credential
@@ -30,10 +32,12 @@ type serviceEnv struct {
 	Env     []string `json:"env"`     // "GH_TOKEN=ghp_muxproxy-placeholder…"
 }
 
-// The two mounts, as containers see them.
+// The mounts, as containers see them.
 const (
 	caMount     = "/etc/mux/proxy-ca.pem"
 	clientMount = "/etc/mux/client"
+	kubeMount   = "/etc/mux/kube"
+	talosMount  = "/etc/mux/talos"
 )
 
 // dockerArgs gives the arguments of `docker run`, one a string: "-e", "HTTP_PROXY=http://host.docker.internal:18080". They
@@ -43,14 +47,21 @@ func dockerArgs(v containerView) []string {
 	if v.AddHost {
 		args = append(args, "--add-host="+v.DockerHost+":host-gateway")
 	}
+	options := ":ro"
+	if v.SELinux {
+		options = ":ro,z"
+	}
+	// Directories, since the files in them are replaced while containers run.
+	if v.Kube {
+		args = append(args, "-v", v.MuxDir+"/kube:"+kubeMount+options, "-e", "KUBECONFIG="+kubeMount+"/config")
+	}
+	if v.Talos {
+		args = append(args, "-v", v.MuxDir+"/talos:"+talosMount+options, "-e", "TALOSCONFIG="+talosMount+"/config")
+	}
 	if !v.HTTP {
 		return args
 	}
-	options := "ro"
-	if v.SELinux {
-		options = "ro,z"
-	}
-	args = append(args, "-v", v.MuxDir+"/proxy-ca.pem:"+caMount+":"+options, "-v", v.MuxDir+"/client:"+clientMount+":"+options)
+	args = append(args, "-v", v.MuxDir+"/proxy-ca.pem:"+caMount+options, "-v", v.MuxDir+"/client:"+clientMount+options)
 	for _, env := range slices.Concat(proxyEnv(v), trustEnv(), toolEnv(), serviceEnvs(v.Services)) {
 		args = append(args, "-e", env)
 	}

@@ -195,7 +195,7 @@ func TestClientFilesAreReplacedWholeAndForAll(t *testing.T) {
 	dir := t.TempDir()
 	files := []clientFile{{"a", []byte("one")}, {"php.d/b", []byte("two")}}
 	changed := writeFiles(t, dir, files)
-	if !slices.Equal(changed, []string{"a", "php.d/b"}) {
+	if !slices.Equal(changed, []string{"client/a", "client/php.d/b"}) {
 		t.Errorf("changed %q", changed)
 	}
 	if changed := writeFiles(t, dir, files); len(changed) != 0 {
@@ -210,7 +210,7 @@ func TestClientFilesAreReplacedWholeAndForAll(t *testing.T) {
 	if err := os.Chmod(filepath.Join(dir, "client", "php.d", "b"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if changed := writeFiles(t, dir, files); !slices.Equal(changed, []string{"a", "php.d/b"}) {
+	if changed := writeFiles(t, dir, files); !slices.Equal(changed, []string{"client/a", "client/php.d/b"}) {
 		t.Errorf("changed %q", changed)
 	}
 	old := make([]byte, 8)
@@ -224,7 +224,7 @@ func TestClientFilesAreReplacedWholeAndForAll(t *testing.T) {
 
 func writeFiles(t *testing.T, muxDir string, files []clientFile) []string {
 	t.Helper()
-	changed, err := writeClientFiles(muxDir, files)
+	changed, err := writeClientFiles(muxDir, "client", files)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -273,7 +273,7 @@ func TestClientFilesAreNotWrittenThroughALink(t *testing.T) {
 	if err := os.Symlink(outside, filepath.Join(dir, "client")); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := writeClientFiles(dir, []clientFile{{"npmrc", []byte("new")}}); err == nil || !strings.Contains(err.Error(), "client") {
+	if _, err := writeClientFiles(dir, "client", []clientFile{{"npmrc", []byte("new")}}); err == nil || !strings.Contains(err.Error(), "client") {
 		t.Errorf("a client directory that is a link: %v", err)
 	}
 	if _, err := os.Lstat(filepath.Join(outside, "npmrc")); err == nil {
@@ -283,7 +283,7 @@ func TestClientFilesAreNotWrittenThroughALink(t *testing.T) {
 
 func TestLeftoversOfAKilledProcessAreRemoved(t *testing.T) {
 	dir := t.TempDir()
-	writeFiles(t, dir, nil)
+	writeFiles(t, dir, []clientFile{{name: "php.d/x"}})
 	old, fresh := filepath.Join(dir, "client", tempPrefix+"old"), filepath.Join(dir, "client", "php.d", tempPrefix+"fresh")
 	for _, path := range []string{old, fresh} {
 		if err := os.WriteFile(path, nil, 0o600); err != nil {

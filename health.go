@@ -14,11 +14,11 @@ var planeNames = []string{"http", "kube", "talos"}
 // planeState is how one plane does.
 type planeState struct {
 	State string    `json:"state"`         // "on", "off", "degraded": serving with a part impaired
-	Why   string    `json:"why,omitempty"` // "not in this version"
+	Why   string    `json:"why,omitempty"` // "no kubeconfig"
 	Since time.Time `json:"since"`         // when this state was first seen
 }
 
-// String gives "on", "off: not in this version".
+// String gives "on", "off: no kubeconfig".
 func (s planeState) String() string {
 	if s.Why == "" {
 		return s.State
@@ -31,10 +31,12 @@ func (s planeState) String() string {
 type healthReport struct {
 	Planes map[string]planeState `json:"planes"`
 
-	Listen      []string `json:"listen"`                // "127.0.0.1:18080"
-	NotListen   []string `json:"not_listen,omitempty"`  // bridges that could not be bound
-	Audit       string   `json:"audit,omitempty"`       // why the audit log cannot be written
-	Credentials []string `json:"credentials,omitempty"` // `github: …: mode 0644: run chmod 600 …`
+	Kube        []kubeContextState  `json:"kube_contexts,omitempty"`
+	Talos       []talosContextState `json:"talos_contexts,omitempty"`
+	Listen      []string            `json:"listen"`                // "127.0.0.1:18080"
+	NotListen   []string            `json:"not_listen,omitempty"`  // bridges that could not be bound
+	Audit       string              `json:"audit,omitempty"`       // why the audit log cannot be written
+	Credentials []string            `json:"credentials,omitempty"` // `github: …: mode 0644: run chmod 600 …`
 }
 
 // planeHistory remembers since when each plane is as it is. Safe for concurrent use.
@@ -59,11 +61,15 @@ func (h *planeHistory) see(plane string, s planeState, now time.Time) planeState
 }
 
 // answerHealth is the body of /proxy/health and its status code: 503 when the audit log cannot be written, since then
-// no request gets a credential, and when the daemon ends. A plane that was turned off or is degraded is no reason.
+// no request gets a credential, when the daemon ends, and when a plane does not serve whose file the config names. A plane that was
+// turned off or is degraded is no reason.
 func (d *daemon) answerHealth(loopback bool) (code int, body []byte) {
 	r := d.healthReport()
 	code = http.StatusOK
-	if r.Audit != "" || d.stopping.Load() {
+	c := d.config.Load()
+	lost := c.kube.kubeconfig != "" && d.contexts.kube != nil && r.Planes["kube"].State == "off" ||
+		c.talos.talosconfig != "" && d.contexts.talos != nil && r.Planes["talos"].State == "off"
+	if r.Audit != "" || lost || d.stopping.Load() {
 		code = http.StatusServiceUnavailable
 	}
 	var v any = r
@@ -85,9 +91,6 @@ func (d *daemon) answerHealth(loopback bool) (code int, body []byte) {
 // It may be called at any time, by many at once.
 func (d *daemon) healthReport() healthReport {
 	r := healthReport{Listen: []string{}, NotListen: d.listeners.degraded()}
-	for _, l := range d.listeners.addrs() {
-		r.Listen = append(r.Listen, l.String())
-	}
 	if err := d.audit.failing(); err != nil {
 		r.Audit = err.Error()
 	}
@@ -99,10 +102,53 @@ func (d *daemon) healthReport() healthReport {
 	now := time.Now()
 	r.Planes = map[string]planeState{
 		"http":  d.history.see("http", d.judgeHTTP(r), now),
-		"kube":  d.history.see("kube", d.absentPlane(d.noKube, "--no-kube"), now),
-		"talos": d.history.see("talos", d.absentPlane(d.noTalos, "--no-talos"), now),
+		"kube":  d.history.see("kube", d.judgeKube(&r), now),
+		"talos": d.history.see("talos", d.judgeTalos(&r), now),
+	}
+	for _, ln := range d.ports() {
+		for _, l := range ln.addrs() {
+			r.Listen = append(r.Listen, l.String())
+		}
+		if ln != d.listeners {
+			r.NotListen = append(r.NotListen, ln.degraded()...)
+		}
 	}
 	return r
+}
+
+// judgeKube is the state of the kube plane, with that of its contexts in r.
+func (d *daemon) judgeKube(r *healthReport) (s planeState) {
+	if d.contexts.kube == nil {
+		return d.turnedOff("--no-kube")
+	}
+	s, r.Kube = d.contexts.kube.state()
+	return d.judgePort(s, d.kubePort)
+}
+
+// judgeTalos is the state of the talos plane, with that of its contexts in r.
+func (d *daemon) judgeTalos(r *healthReport) planeState {
+	if d.contexts.talos == nil {
+		return d.turnedOff("--no-talos")
+	}
+	r.Talos = d.contexts.talos.contexts()
+	return d.judgePort(d.contexts.talos.state(), d.talosPort)
+}
+
+// judgePort is the state of a context plane, s as far as its contexts go.
+func (d *daemon) judgePort(s planeState, port *planePort) planeState {
+	if d.stopping.Load() {
+		return planeState{State: "off", Why: "stopping"}
+	}
+	ln, err := port.listeners()
+	switch {
+	case s.State == "off":
+		return s
+	case err != nil:
+		return planeState{State: "off", Why: err.Error()}
+	case ln != nil && len(ln.degraded()) > 0:
+		return planeState{State: "degraded", Why: strings.TrimPrefix(s.Why+"; a container network is not served", "; ")}
+	}
+	return s
 }
 
 // judgeHTTP is the state of the http plane, of what the report has so far.
@@ -132,13 +178,10 @@ func (d *daemon) judgeHTTP(r healthReport) planeState {
 	return planeState{State: "degraded", Why: strings.Join(why, "; ")}
 }
 
-// absentPlane is the state of a plane that this version does not have, turned off by a flag or not.
-func (d *daemon) absentPlane(off bool, flag string) planeState {
-	switch {
-	case off:
-		return planeState{State: "off", Why: flag}
-	case d.noProxy:
-		return planeState{State: "off", Why: "--no-proxy"}
+// turnedOff is the state of a plane that its flag, or --no-proxy, turned off.
+func (d *daemon) turnedOff(flag string) planeState {
+	if d.noProxy {
+		flag = "--no-proxy"
 	}
-	return planeState{State: "off", Why: "not in this version"}
+	return planeState{State: "off", Why: flag}
 }

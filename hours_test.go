@@ -85,7 +85,7 @@ func newPipeProxy(t *testing.T, version int, handler http.HandlerFunc) (*testPro
 	roots.AddCert(root)
 	n := newPolicy(rules, actionTunnel, newCredentials(rules, dir, func(string) string { return "" }, nil), d)
 	n.plain = newUpstream(d, roots)
-	p.proxy = newProxy(proxyOptions{ca: ca, audit: audit, clients: newClients(1024), log: slog.New(slog.DiscardHandler), policy: n})
+	p.proxy = newProxy(proxyOptions{ca: ca, audit: audit, clients: newClients(1024), log: slog.New(slog.DiscardHandler), policy: n, handover: func(authority) *handover { return nil }})
 	serving.Go(func() { p.serve(door) })
 
 	tr := &http.Transport{

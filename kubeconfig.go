@@ -58,7 +58,7 @@ type kubeconfig struct {
 }
 
 // errNoKubeconfig: none of the files is there.
-var errNoKubeconfig = errors.New("no kubeconfig")
+var errNoKubeconfig = errors.New("no kubeconfig: looked for")
 
 // loadKubeconfig reads and merges the files: of two entries of one name the one of the earlier file counts, whole, and so
 // does the earlier current-context. An error means that nothing can be served: errNoKubeconfig, or a file that cannot be
@@ -92,7 +92,7 @@ func loadKubeconfig(s kubeSource) (*kubeconfig, error) {
 		return inClusterKubeconfig(s, k.files)
 	}
 	if !found {
-		return nil, fmt.Errorf("%w: %q", errNoKubeconfig, k.files)
+		return nil, fmt.Errorf("%w %s", errNoKubeconfig, strings.Join(k.files, ", "))
 	}
 	k.current = merged.current
 	for _, name := range merged.order {

@@ -373,7 +373,7 @@ func inClusterKubeconfig(s kubeSource, files []string) (*kubeconfig, error) {
 	host, port := s.getenv("KUBERNETES_SERVICE_HOST"), s.getenv("KUBERNETES_SERVICE_PORT")
 	token := filepath.Join(dir, "token")
 	if _, err := readRegular(token, maxKubeFile); err != nil || host == "" || port == "" {
-		return nil, fmt.Errorf("%w: %q, and no service account of a pod either", errNoKubeconfig, files)
+		return nil, fmt.Errorf("%w %s, and for the service account of a pod", errNoKubeconfig, strings.Join(files, ", "))
 	}
 	namespace, _ := readRegular(filepath.Join(dir, "namespace"), maxKubeFile)
 	all := newKubeEntries()

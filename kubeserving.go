@@ -171,6 +171,9 @@ func (s *kubeServing) route(target string) (c *servedContext, prefix, rest strin
 	return c, target[:end], rest
 }
 
+// serves tells whether there is a context to serve; state says why not.
+func (k *kubePlane) serves() bool { return len(k.serving.Load().order) > 0 }
+
 // watchEvery is how often the kubeconfig's files are looked at.
 const watchEvery = 2 * time.Second
 

@@ -48,6 +48,7 @@ type invocation struct {
 	options
 	place
 	getenv         func(string) string
+	environ        []string // "PATH=/usr/bin": of the plugins of a kubeconfig
 	stdout, stderr io.Writer
 }
 
@@ -93,7 +94,7 @@ func genFlags(f *flag.FlagSet, o *options) {
 // run does what args ask for and returns when it is done. Data goes to stdout, all else to stderr. ctx starts a drain,
 // as the first SIGINT does. A usageError means that args were wrong, any other error that the work failed.
 func run(ctx context.Context, args []string, getenv func(string) string, _ io.Reader, stdout, stderr io.Writer) error {
-	i := invocation{getenv: getenv, stdout: stdout, stderr: stderr}
+	i := invocation{getenv: getenv, environ: os.Environ(), stdout: stdout, stderr: stderr}
 	global := newFlagSet("muxproxy", &i.options, nil)
 	if wantsHelp(args) {
 		return printHelp(stdout, args)

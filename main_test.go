@@ -526,7 +526,7 @@ func TestRunWithNothingServesAtOnceAndSaysWhy(t *testing.T) {
 	}
 	d.await(t, "listening on 127.0.0.1:18080")
 	o := d.stop(t)
-	o.wants(t, 0, "none, all defaults", "plane http: on", "plane kube: off: not in this version", "plane talos: off: not in this version",
+	o.wants(t, 0, "none, all defaults", "plane http: on", "plane kube: off: no kubeconfig", "plane talos: off: no talosconfig",
 		"service github: passive, no credential: to turn it on, write ~/.secrets/github with mode 0600",
 		"service anthropic: passive", "service npm: passive", "audit log: "+h.mux("audit.jsonl"), h.mux("proxy-ca.pem"), "stopping", "stopped")
 	if o.stdout != "" {
@@ -815,7 +815,7 @@ func TestHealthTellsTheStateOfEachPlane(t *testing.T) {
 	port := h.configure(t, "")
 	d := h.start(t)
 	code, r := getHealth(t, port)
-	if code != 200 || r.Planes["http"].State != "on" || r.Planes["kube"].String() != "off: not in this version" || r.Planes["talos"].State != "off" {
+	if code != 200 || r.Planes["http"].State != "on" || !strings.HasPrefix(r.Planes["kube"].String(), "off: no kubeconfig") || r.Planes["talos"].State != "off" {
 		t.Errorf("%d, %+v", code, r)
 	}
 	if time.Since(r.Planes["http"].Since) > time.Minute || !slices.Equal(r.Listen, []string{fmt.Sprintf("127.0.0.1:%d", port)}) {

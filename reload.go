@@ -48,6 +48,11 @@ func (d *daemon) reload() error {
 	if err := d.cover(c); err != nil {
 		return err
 	}
+	if d.contexts.talos != nil {
+		if err := d.contexts.talos.reload(c.talos); err != nil {
+			return err
+		}
+	}
 	if err := d.audit.reopen(c.audit); err != nil {
 		return err
 	}
@@ -55,6 +60,10 @@ func (d *daemon) reload() error {
 	d.config.Store(c)
 	d.creds.Store(creds)
 	d.proxy.setPolicy(d.policyOf(c, creds))
+	if d.contexts.kube != nil {
+		d.contexts.kube.reload(c.kube) // it says itself where the contexts stay as they were
+	}
+	d.contextsChanged()
 
 	d.log.Info("reloaded", keyConfig, describeConfig(c))
 	if len(fixed) > 0 {
@@ -75,6 +84,7 @@ func (d *daemon) cover(c *config) error {
 	}
 	if len(added) > 0 {
 		d.log.Warn(restartNotice(added))
+		d.contextsChanged() // the talosconfig holds the roots
 	}
 	return nil
 }

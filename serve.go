@@ -10,9 +10,11 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/net/http/httpproxy"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -30,9 +32,12 @@ type daemon struct {
 	lock      *runLock
 	ca        *certAuthority
 	audit     *auditLog
-	listeners *listeners
+	listeners *listeners // of the http plane
+	kubePort  *planePort
+	talosPort *planePort
 	control   *control
 	proxy     *proxy
+	contexts  *contextPlanes
 	upstream  func(*url.URL) (*url.URL, error) // which proxy a request takes on the way out
 
 	// Replaced by a reload or by a change of the host's networks; read at any time.
@@ -106,8 +111,49 @@ func (d *daemon) writeTrust(c *config) error {
 	if err != nil {
 		return err
 	}
-	_, err = writeClientFiles(d.muxDir, clientFiles(trustBundle(d.ca.roots(), roots), c.rules))
+	_, err = writeClientFiles(d.muxDir, "client", clientFiles(trustBundle(d.ca.roots(), roots), c.rules))
 	return err
+}
+
+// openContexts opens the planes of the host's contexts, and the port of each that has something to serve.
+func (d *daemon) openContexts(c *config, n *networks, env *httpproxy.Config, clients *clients) (err error) {
+	d.contexts, err = d.openContextPlanes(c, contextPlanesOptions{
+		audit: d.audit, log: d.log, leaf: d.ca.leaf, local: d.isLocal, env: env, guard: d.guard(c),
+	})
+	if err != nil {
+		return err
+	}
+	listen := listenersConfig{bind: c.bind, accepts: d.accepts, clients: clients, log: d.log}
+	listen.key, listen.port = "k8s_proxy_port", c.kubePort
+	d.kubePort = newPlanePort(listen)
+	listen.key, listen.port = "talos_gateway_port", c.talosPort
+	d.talosPort = newPlanePort(listen)
+	return d.serveContexts(n)
+}
+
+// serveContexts brings the containers' kubeconfig and talosconfig up to date, and opens the port of a plane that has something to
+// serve from now on.
+func (d *daemon) serveContexts(n *networks) error {
+	if _, err := d.contexts.writeFiles(d.config.Load(), d.ca.roots()); err != nil {
+		return err
+	}
+	kube, talos := d.contexts.on()
+	if kube {
+		if err := d.kubePort.open(n); err != nil {
+			return err
+		}
+	}
+	if talos {
+		return d.talosPort.open(n)
+	}
+	return nil
+}
+
+// contextsChanged takes a change of the host's contexts into use.
+func (d *daemon) contextsChanged() {
+	if err := d.serveContexts(d.networks.Load()); err != nil {
+		d.log.Error("serve the contexts of the host", keyError, err)
+	}
 }
 
 // openPlanes opens the listeners and builds what serves on them. The control socket comes last: who can ask it may rely
@@ -135,6 +181,9 @@ func (d *daemon) openPlanes(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := d.openContexts(c, n, env, clients); err != nil {
+		return err
+	}
 	d.proxy = newProxy(proxyOptions{
 		ca:         d.ca,
 		audit:      d.audit,
@@ -143,6 +192,7 @@ func (d *daemon) openPlanes(ctx context.Context) error {
 		policy:     d.policyOf(c, d.creds.Load()),
 		health:     d.answerHealth,
 		local:      d.isLocal,
+		handover:   d.handover,
 		healthOnly: d.httpOff() != "",
 	})
 	d.control, err = openControl(d.muxDir, d.controlAnswer)
@@ -151,15 +201,36 @@ func (d *daemon) openPlanes(ctx context.Context) error {
 
 // policyOf is what the proxy decides by until the next reload.
 func (d *daemon) policyOf(c *config, creds *credentials) *policy {
-	return newPolicy(c.rules, c.unmatched, creds, newDialer(dialerConfig{
-		guard: guard{
-			allowed:  c.allowedNetworks,
-			isOwn:    func(a netip.Addr) bool { return d.networks.Load().isOwn(a) },
-			ownPorts: []uint16{c.httpPort, c.kubePort, c.talosPort},
-		},
-		dockerHost: c.dockerHost,
-		proxy:      d.upstream,
-	}))
+	return newPolicy(c.rules, c.unmatched, creds, newDialer(dialerConfig{guard: d.guard(c), dockerHost: c.dockerHost, proxy: d.upstream}))
+}
+
+// guard keeps what c does not allow from being dialed.
+func (d *daemon) guard(c *config) guard {
+	return guard{
+		allowed:  c.allowedNetworks,
+		isOwn:    func(a netip.Addr) bool { return d.networks.Load().isOwn(a) },
+		ownPorts: []uint16{c.httpPort, c.kubePort, c.talosPort},
+	}
+}
+
+// handover finds the plane that a client means which asks the http plane for one of our own ports at docker_host, or at an address that we
+// listen on for containers (spec 6.6).
+func (d *daemon) handover(a authority) *handover {
+	c := d.config.Load()
+	if a.port != c.kubePort && a.port != c.talosPort {
+		return nil
+	}
+	if ip, err := netip.ParseAddr(a.host); a.host != c.dockerHost && (err != nil || ip.IsLoopback() || !d.listensOn(ip)) {
+		return nil
+	}
+	kube, talos := d.contexts.on()
+	switch {
+	case a.port == c.kubePort && kube:
+		return &handover{serve: d.contexts.kube.handOver, http: true}
+	case a.port == c.talosPort && talos:
+		return &handover{serve: d.contexts.talos.handOver}
+	}
+	return nil
 }
 
 // serve runs until the first stop signal, the end of ctx or the end of a listener, then drains: nothing new is accepted,
@@ -168,8 +239,16 @@ func (d *daemon) serve(ctx context.Context, s signals) error {
 	ctx, stop := context.WithCancel(ctx)
 	defer stop()
 	g, ctx := errgroup.WithContext(ctx) // waited for below; each part returns when ctx is done
-	defer context.AfterFunc(ctx, func() { d.listeners.Close() })()
+	defer context.AfterFunc(ctx, d.closePorts)()
 	g.Go(func() error { return d.proxy.serve(d.listeners) })
+	if kube := d.contexts.kube; kube != nil {
+		g.Go(func() error { return d.kubePort.serve(kube.serve) })
+		g.Go(func() error { kube.watch(ctx, d.contextsChanged); return nil })
+	}
+	if talos := d.contexts.talos; talos != nil {
+		g.Go(func() error { return d.talosPort.serve(talos.serve) })
+		g.Go(func() error { talos.watch(ctx, d.contextsChanged); return nil })
+	}
 	g.Go(func() error { return d.control.serve(ctx) })
 	g.Go(func() error { d.watchNetworks(ctx); return nil })
 	g.Go(func() error { d.reloads(ctx, s.reload); return nil })
@@ -191,10 +270,18 @@ func (d *daemon) serve(ctx context.Context, s signals) error {
 func (d *daemon) drain(s signals) error {
 	ctx, cancel := context.WithTimeout(context.Background(), d.config.Load().drain)
 	defer cancel()
+	var planes sync.WaitGroup // waited for below; each part returns when ctx is done
+	planes.Go(func() { d.proxy.shutdown(ctx) })
+	if d.contexts.kube != nil {
+		planes.Go(func() { d.contexts.kube.shutdown(ctx) })
+	}
+	if d.contexts.talos != nil {
+		planes.Go(func() { d.contexts.talos.shutdown(ctx) })
+	}
 	var g errgroup.Group // waited for below; both parts return when ctx is done, which each can bring about
 	g.Go(func() error {
 		defer cancel()
-		d.proxy.shutdown(ctx)
+		planes.Wait()
 		return nil
 	})
 	g.Go(func() error {
@@ -225,7 +312,32 @@ func (d *daemon) watchNetworks(ctx context.Context) {
 // follow takes a new snapshot of the host's networks into use: first who is accepted, then where we listen.
 func (d *daemon) follow(n *networks) {
 	d.networks.Store(n)
-	d.listeners.update(n)
+	for _, l := range d.ports() {
+		l.update(n)
+	}
+}
+
+// ports are the listeners of the planes that are open.
+func (d *daemon) ports() []*listeners {
+	all := []*listeners{d.listeners}
+	for _, p := range []*planePort{d.kubePort, d.talosPort} {
+		if ln, _ := p.listeners(); ln != nil {
+			all = append(all, ln)
+		}
+	}
+	return all
+}
+
+// closePorts closes the ports that are open.
+func (d *daemon) closePorts() {
+	if d.listeners != nil {
+		d.listeners.Close()
+	}
+	for _, p := range []*planePort{d.kubePort, d.talosPort} {
+		if p != nil {
+			p.Close()
+		}
+	}
 }
 
 // close gives up what is open, the lock last, so that the next daemon finds the rest free. It may be called on a
@@ -234,9 +346,7 @@ func (d *daemon) close() {
 	if d.control != nil {
 		d.control.close()
 	}
-	if d.listeners != nil {
-		d.listeners.Close()
-	}
+	d.closePorts()
 	if d.audit != nil {
 		if err := d.audit.close(); err != nil {
 			d.log.Error("close audit log", keyError, err)
@@ -277,10 +387,14 @@ func (d *daemon) isLocal(host string) bool {
 	if err != nil {
 		return false
 	}
-	listens := func(l netip.AddrPort) bool {
+	return a.IsLoopback() || d.listensOn(a)
+}
+
+// listensOn tells whether a is an address that we listen on.
+func (d *daemon) listensOn(a netip.Addr) bool {
+	return slices.ContainsFunc(d.listeners.addrs(), func(l netip.AddrPort) bool {
 		return l.Addr() == a || l.Addr().IsUnspecified() && d.networks.Load().isOwn(a)
-	}
-	return a.IsLoopback() || slices.ContainsFunc(d.listeners.addrs(), listens)
+	})
 }
 
 // controlAnswer is what the other commands are told.
@@ -289,6 +403,6 @@ func (d *daemon) controlAnswer() controlAnswer {
 		PID:        os.Getpid(),
 		Version:    version(),
 		Planes:     d.healthReport().Planes,
-		Containers: newContainerView(d.config.Load(), d.creds.Load(), d.networks.Load(), d.httpOff() == ""),
+		Containers: newContainerView(d.config.Load(), d.creds.Load(), d.networks.Load(), d.httpOff() == "", d.contexts),
 	}
 }

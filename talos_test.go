@@ -479,7 +479,8 @@ func TestTheGatewaySpeaksHTTP2AloneUnderTheNamesThatContainersUse(t *testing.T) 
 			return &pair, nil
 		}}, ""},
 	}
-	for _, tt := range tests {
+	for i := range tests {
+		tt := &tests[i] // a tls.Config is not copied
 		t.Run(tt.name, func(t *testing.T) {
 			tt.config.RootCAs = p.ca
 			conn, err := tls.Dial("tcp", strings.TrimPrefix(p.url, "https://"), &tt.config)

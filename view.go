@@ -18,9 +18,12 @@ import (
 const desktopGateway = "192.168.65.254"
 
 // newContainerView is what a configuration means to containers. What belongs to the asking command is left out.
-func newContainerView(c *config, creds *credentials, n *networks, httpOn bool) containerView {
+func newContainerView(c *config, creds *credentials, n *networks, httpOn bool, p *contextPlanes) containerView {
+	kube, talos := p.on()
 	return containerView{
 		HTTP:       httpOn,
+		Kube:       kube,
+		Talos:      talos,
 		HTTPPort:   c.httpPort,
 		DockerHost: c.dockerHost,
 		NoProxy:    directNames(c, n),
@@ -139,17 +142,20 @@ func (i *invocation) load() (*config, error) {
 // get empty directories in their place.
 func (i *invocation) viewOf(daemon *controlAnswer) (containerView, error) {
 	fmt.Fprintf(i.stderr, "muxproxy: asked the running muxproxy (pid %d)\n", daemon.PID)
+	v := daemon.Containers
 	missing := func(f clientFile) bool { return !exists(i.muxDir, "client", f.name) }
-	if !exists(i.muxDir, caFileName) || slices.ContainsFunc(clientFiles(nil, nil), missing) {
-		c, err := i.load()
-		if err == nil {
-			_, err = i.makeClientFiles(c, daemon.PID, false)
-		}
-		if err != nil {
-			return containerView{}, err
-		}
+	if exists(i.muxDir, caFileName) && !slices.ContainsFunc(clientFiles(nil, nil), missing) &&
+		(!v.Kube || exists(i.muxDir, "kube", "config")) && (!v.Talos || exists(i.muxDir, "talos", "config")) {
+		return v, nil
 	}
-	return daemon.Containers, nil
+	c, err := i.load()
+	if err == nil {
+		_, err = i.makeClientFiles(c, daemon.PID, false)
+	}
+	if err == nil {
+		_, _, err = i.makeContextFiles(c)
+	}
+	return v, err
 }
 
 // ownView judges by the config, the credentials and the networks as they are now.
@@ -162,11 +168,15 @@ func (i *invocation) ownView() (containerView, error) {
 	if _, err := i.makeClientFiles(c, 0, false); err != nil {
 		return containerView{}, err
 	}
+	p, _, err := i.makeContextFiles(c)
+	if err != nil {
+		return containerView{}, err
+	}
 	n, err := readNetworks()
 	if err != nil {
 		return containerView{}, err
 	}
-	return newContainerView(c, newCredentials(c.rules, c.secretsDir, i.getenv, nil), n, true), nil
+	return newContainerView(c, newCredentials(c.rules, c.secretsDir, i.getenv, nil), n, true, p), nil
 }
 
 // genConfigs is `muxproxy gen-configs`. What it wrote is told on stderr.
@@ -191,11 +201,16 @@ func genConfigs(ctx context.Context, i invocation) error {
 		return err
 	}
 	changed, err := i.makeClientFiles(c, pid, i.newCA)
+	if err == nil {
+		var more []string
+		_, more, err = i.makeContextFiles(c)
+		changed = append(changed, more...)
+	}
 	for _, name := range changed {
-		fmt.Fprintf(i.stderr, "muxproxy: wrote %s\n", filepath.Join(i.muxDir, "client", name))
+		fmt.Fprintf(i.stderr, "muxproxy: wrote %s\n", filepath.Join(i.muxDir, name))
 	}
 	if err == nil && len(changed) == 0 {
-		fmt.Fprintf(i.stderr, "muxproxy: all files in %s are up to date\n", filepath.Join(i.muxDir, "client"))
+		fmt.Fprintf(i.stderr, "muxproxy: all files that containers mount from %s are up to date\n", i.muxDir)
 	}
 	return err
 }
@@ -218,13 +233,13 @@ func (i *invocation) makeClientFiles(c *config, pid int, fresh bool) (changed []
 			return nil, &hintError{fmt.Errorf("read the ephemeral CA in %q: it has no trust bundle yet", c.muxDir), "start muxproxy run first"}
 		}
 		files := slices.DeleteFunc(clientFiles(nil, c.rules), func(f clientFile) bool { return f.name == bundleName })
-		return writeClientFiles(c.muxDir, files)
+		return writeClientFiles(c.muxDir, "client", files)
 	}
 	roots, _, err := hostRoots(i.getenv)
 	if err != nil {
 		return nil, err
 	}
-	return writeClientFiles(c.muxDir, clientFiles(trustBundle(ca.roots(), roots), c.rules))
+	return writeClientFiles(c.muxDir, "client", clientFiles(trustBundle(ca.roots(), roots), c.rules))
 }
 
 // caFileName holds the CA's roots, in the mux-dir.
