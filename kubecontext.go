@@ -166,7 +166,7 @@ func parseKubeServer(text string) (*url.URL, error) {
 	u, err := url.Parse(text)
 	if err != nil || u.Scheme == "" || u.Host == "" {
 		u, err = url.Parse("http://" + text)
-		if err == nil && strings.Trim(u.Path, "/") != "" {
+		if err == nil && u.Path != "" && u.Path != "/" {
 			err = errors.New("a path without a scheme")
 		}
 	}
