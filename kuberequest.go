@@ -84,24 +84,27 @@ func splitKubePath(path string) (s segments) {
 	return s
 }
 
+// resourceful tells whether a path is that of a resource: prefix, group but for the core group, version, and something more.
+func (s *segments) resourceful() bool {
+	return s.count >= 3 && s.text[0] == "api" || s.count >= 4 && s.text[0] == "apis"
+}
+
 // parseKubeRequest reads a request of the API server. path is decoded, query is not.
 func parseKubeRequest(method, path, query string) kubeRequest {
-	q := kubeRequest{method: method, path: path, verb: strings.ToLower(method)}
+	q := kubeRequest{method: method, path: path}
 	s := splitKubePath(path)
-	if s.count < 3 || s.text[0] != "api" && s.text[0] != "apis" {
+	if !s.resourceful() {
+		q.verb = strings.ToLower(method)
 		return q
 	}
-	at := 1
-	if s.text[0] == "apis" {
-		if s.count < 4 {
-			return q
-		}
-		q.group, at = s.text[1], 2
-	}
-	at++ // the version
 	q.resourceful = true
+	at := 2 // behind prefix and version
+	if s.text[0] == "apis" {
+		q.group, at = s.text[1], 3
+	}
 	if s.text[at] == "watch" || s.text[at] == "proxy" {
-		if at+1 == s.count {
+		if at+1 == s.count { // the API server answers it with an error
+			q.verb = strings.ToLower(method)
 			return q
 		}
 		q.verb = s.text[at]
