@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/base64"
 	"encoding/json"
@@ -159,30 +160,34 @@ type kubeLine struct {
 }
 
 // lines gives the audit log.
-func (p *testKube) lines(t testing.TB) []kubeLine {
+func (p *testKube) lines(t testing.TB) (lines []kubeLine) {
 	t.Helper()
 	b, err := os.ReadFile(p.audit)
 	if err != nil {
 		t.Fatal(err)
 	}
-	var lines []kubeLine
 	for line := range strings.Lines(string(b)) {
-		var l kubeLine
-		if err := json.Unmarshal([]byte(line), &l); err != nil {
-			t.Fatalf("audit line %q: %v", line, err)
-		}
-		lines = append(lines, l)
+		lines = append(lines, readKubeLine(t, line))
 	}
 	return lines
 }
 
+// lastLine gives the last line of the audit log.
 func (p *testKube) lastLine(t testing.TB) kubeLine {
 	t.Helper()
-	lines := p.lines(t)
-	if len(lines) == 0 {
-		t.Fatal("the audit log is empty")
+	b, err := os.ReadFile(p.audit)
+	if err != nil || len(b) == 0 {
+		t.Fatalf("the audit log is empty: %v", err)
 	}
-	return lines[len(lines)-1]
+	return readKubeLine(t, string(b[bytes.LastIndexByte(b[:len(b)-1], '\n')+1:]))
+}
+
+func readKubeLine(t testing.TB, line string) (l kubeLine) {
+	t.Helper()
+	if err := json.Unmarshal([]byte(line), &l); err != nil {
+		t.Fatalf("audit line %q: %v", line, err)
+	}
+	return l
 }
 
 // forgive lets the next refusals have their audit lines, however many there have been.
