@@ -28,7 +28,6 @@ type h2Peer struct {
 	block  bytes.Buffer
 	lines  chan string
 	data   func(p []byte) // is told content, if set
-	mu     sync.Mutex     // of writing
 }
 
 func newH2Peer(t testing.TB, conn net.Conn) *h2Peer {
@@ -120,14 +119,14 @@ func (p *h2Peer) until(want string) (before []string) {
 		select {
 		case got, ok := <-p.lines:
 			if !ok && want != "closed" {
-				p.t.Fatalf("%q never came; %q came", want, before)
+				p.t.Fatalf("%q never came; at last %q came", want, before[max(0, len(before)-5):])
 			}
 			if !ok || strings.HasPrefix(got, want) {
 				return before
 			}
 			before = append(before, got)
 		case <-time.After(10 * time.Second):
-			p.t.Fatalf("%q never came; %q came", want, before)
+			p.t.Fatalf("%q never came; at last %q came", want, before[max(0, len(before)-5):])
 		}
 	}
 }
@@ -143,9 +142,11 @@ func (p *h2Peer) encode(pairs ...string) []byte {
 
 // headers sends a header section in as many frames as it takes.
 func (p *h2Peer) headers(stream uint32, end bool, pairs ...string) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	rest := p.encode(pairs...)
+	p.section(stream, end, p.encode(pairs...))
+}
+
+// section sends an encoded header section in as many frames as it takes.
+func (p *h2Peer) section(stream uint32, end bool, rest []byte) {
 	first := rest[:min(len(rest), h2Piece)]
 	rest = rest[len(first):]
 	p.framer.WriteHeaders(http2.HeadersFrameParam{StreamID: stream, BlockFragment: first, EndStream: end, EndHeaders: len(rest) == 0})
@@ -162,8 +163,6 @@ func (p *h2Peer) request(stream uint32, end bool, path string, pairs ...string) 
 }
 
 func (p *h2Peer) content(stream uint32, end bool, content string) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
 	p.framer.WriteData(stream, end, []byte(content))
 }
 
@@ -438,6 +437,10 @@ func (e *pipeEnd) SetReadDeadline(t time.Time) error {
 	}
 	return nil
 }
+
+func (e *pipeEnd) LocalAddr() net.Addr { return &net.TCPAddr{} }
+
+func (e *pipeEnd) RemoteAddr() net.Addr { return &net.TCPAddr{} }
 
 func (e *pipeEnd) SetWriteDeadline(time.Time) error { return nil }
 

@@ -260,7 +260,6 @@ func (c *h2Conn) consider(s *h2Stream) {
 	c.mu.Unlock()
 	v := c.owner.judge(s)
 	if v.refusal != nil {
-		c.wrote = true
 		c.refuse(s, v.refusal)
 		return
 	}
@@ -276,7 +275,6 @@ func (c *h2Conn) consider(s *h2Stream) {
 	s.fields = slices.Clone(s.fields)
 	c.queue = append(c.queue, s)
 	if c.heldFields > h2HeldFields {
-		c.wrote = true
 		c.refuse(s, errManyFields)
 		return
 	}
@@ -312,7 +310,6 @@ func (c *h2Conn) decide(s *h2Stream) {
 		v.refusal = errUndecided
 	}
 	if v.refusal != nil {
-		c.wrote = true
 		c.refuse(s, v.refusal)
 	}
 	c.openFor(s)

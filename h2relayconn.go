@@ -126,7 +126,6 @@ func (c *h2Conn) run() error {
 
 // stop ends the upstream's half. The first cause counts.
 func (c *h2Conn) stop(cause h2Cause, why error) {
-	c.cancel()
 	c.mu.Lock()
 	up := c.up
 	if !c.gone {
@@ -139,6 +138,7 @@ func (c *h2Conn) stop(cause h2Cause, why error) {
 		}
 	}
 	c.mu.Unlock()
+	c.cancel()
 	if up != nil {
 		up.close()
 	}
@@ -232,6 +232,7 @@ func (c *h2Conn) drop(s *h2Stream) {
 // asked to stop (RFC 9113 §8.1). flow is held.
 func (c *h2Conn) refuse(s *h2Stream, r *h2Refusal) {
 	c.end(s, h2End{cause: h2Refused, grpcStatus: r.status})
+	c.wrote = true
 	c.client.headers(s.id, true, append([]hpack.HeaderField{
 		{Name: ":status", Value: "200"}, {Name: "content-type", Value: "application/grpc"},
 	}, grpcStatusFields(r)...))

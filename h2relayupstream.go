@@ -100,6 +100,9 @@ func (c *h2Conn) unopened(refusal *h2Refusal) {
 	c.flow.Lock()
 	defer c.flow.Unlock()
 	c.opening = false
+	if c.hasGone() {
+		return
+	}
 	for len(c.queue) > 0 {
 		c.refuse(c.queue[0], refusal)
 	}
@@ -107,6 +110,12 @@ func (c *h2Conn) unopened(refusal *h2Refusal) {
 	c.client.window(0, c.owed)
 	c.owed = 0
 	c.client.flush()
+}
+
+func (c *h2Conn) hasGone() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.gone
 }
 
 // opened passes on what has waited for the upstream. It is false if the client has gone.
@@ -374,10 +383,10 @@ func (c *h2Conn) upstreamPiece(up *h2Upstream, stream uint32, p []byte, end bool
 	c.mu.Lock()
 	s := c.streams[stream]
 	known := s != nil && s.sent && !s.upstreamDone
-	if known {
+	fault := known && !s.answered
+	if known && !fault {
 		s.out += int64(len(p))
 	}
-	fault := known && !s.answered
 	c.mu.Unlock()
 	switch {
 	case !known:
