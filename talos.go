@@ -35,6 +35,8 @@ type talosPlane struct {
 	tls   *tls.Config // one for all connections, so that sessions can be resumed
 	relay h2Relay
 	view  atomic.Pointer[talosView]
+	// recent is what dialAhead guesses by.
+	recent atomic.Pointer[talosRecent]
 
 	mu       sync.Mutex
 	shaking  map[net.Conn]struct{} // guarded by mu: those whose handshake is not over
@@ -95,6 +97,8 @@ func (p *talosPlane) handOver(conn net.Conn) {
 	}
 	defer p.live.Done()
 	defer p.survive()
+	ahead := p.dialAhead()
+	defer ahead.drop()
 	tc := tls.Server(conn, p.tls)
 	ctx, cancel := context.WithTimeout(context.Background(), headWait)
 	err := tc.HandshakeContext(ctx)
@@ -108,7 +112,7 @@ func (p *talosPlane) handOver(conn net.Conn) {
 		p.log.Debug("talos: the client does not speak HTTP/2", "client", conn.RemoteAddr().String())
 		return
 	}
-	c := &talosConn{plane: p, client: conn.RemoteAddr().String()}
+	c := &talosConn{plane: p, client: conn.RemoteAddr().String(), ahead: ahead}
 	if err := p.relay.serve(tc, c.owner()); err != nil {
 		p.log.Debug("talos: connection ended", "client", c.client, keyError, err)
 	}

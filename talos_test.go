@@ -28,8 +28,9 @@ type testApid struct {
 	got  []*http.Request // guarded by mu
 }
 
-// newTestApid answers with handler, until the test ends, those clients whose certificate trusted has signed.
-func newTestApid(t testing.TB, ca, trusted *testTalosCA, handler http.HandlerFunc) *testApid {
+// newTestApid answers with handler, until the test ends, those clients whose certificate trusted has signed. change may change the
+// server.
+func newTestApid(t testing.TB, ca, trusted *testTalosCA, handler http.HandlerFunc, change ...func(*http.Server)) *testApid {
 	t.Helper()
 	crt, key := ca.issue(t, time.Now().Add(time.Hour))
 	pair, err := tls.X509KeyPair(crt, key)
@@ -50,6 +51,9 @@ func newTestApid(t testing.TB, ca, trusted *testTalosCA, handler http.HandlerFun
 	server.TLSConfig = &tls.Config{
 		MinVersion: tls.VersionTLS13, SessionTicketsDisabled: true, NextProtos: []string{"h2"},
 		Certificates: []tls.Certificate{pair}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: trusted.pool,
+	}
+	for _, f := range change {
+		f(server)
 	}
 	done := make(chan struct{})
 	go func() { defer close(done); server.ServeTLS(ln, "", "") }()
@@ -466,15 +470,15 @@ func TestTheGatewaySpeaksHTTP2AloneUnderTheNamesThatContainersUse(t *testing.T) 
 	}
 	tests := []struct {
 		name   string
-		config tls.Config
+		config *tls.Config
 		want   string // of the error
 	}{
-		{"docker_host", tls.Config{ServerName: "host.docker.internal", NextProtos: []string{"h2"}}, ""},
-		{"localhost", tls.Config{ServerName: "localhost", NextProtos: []string{"h2"}}, ""},
-		{"TLS 1.2", tls.Config{ServerName: "localhost", NextProtos: []string{"h2"}, MaxVersion: tls.VersionTLS12}, ""},
-		{"another name", tls.Config{ServerName: "api.github.com", NextProtos: []string{"h2"}}, "valid for host.docker.internal"},
-		{"TLS 1.1", tls.Config{ServerName: "localhost", NextProtos: []string{"h2"}, MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}, "protocol version"},
-		{"a client certificate", tls.Config{ServerName: "localhost", NextProtos: []string{"h2"}, GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+		{"docker_host", &tls.Config{ServerName: "host.docker.internal", NextProtos: []string{"h2"}}, ""},
+		{"localhost", &tls.Config{ServerName: "localhost", NextProtos: []string{"h2"}}, ""},
+		{"TLS 1.2", &tls.Config{ServerName: "localhost", NextProtos: []string{"h2"}, MaxVersion: tls.VersionTLS12}, ""},
+		{"another name", &tls.Config{ServerName: "api.github.com", NextProtos: []string{"h2"}}, "valid for host.docker.internal"},
+		{"TLS 1.1", &tls.Config{ServerName: "localhost", NextProtos: []string{"h2"}, MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}, "protocol version"},
+		{"a client certificate", &tls.Config{ServerName: "localhost", NextProtos: []string{"h2"}, GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
 			t.Error("a client certificate is asked for")
 			return &pair, nil
 		}}, ""},
@@ -483,7 +487,7 @@ func TestTheGatewaySpeaksHTTP2AloneUnderTheNamesThatContainersUse(t *testing.T) 
 		tt := &tests[i] // a tls.Config is not copied
 		t.Run(tt.name, func(t *testing.T) {
 			tt.config.RootCAs = p.ca
-			conn, err := tls.Dial("tcp", strings.TrimPrefix(p.url, "https://"), &tt.config)
+			conn, err := tls.Dial("tcp", strings.TrimPrefix(p.url, "https://"), tt.config)
 			if err == nil {
 				conn.Close()
 			}

@@ -30,6 +30,7 @@ const (
 type talosConn struct {
 	plane    *talosPlane
 	client   string                    // "172.17.0.2:51234"
+	ahead    *talosAhead               // for the first RPC, nil where none was dialed
 	upstream *talosUpstream            // of the first RPC that was let through, whose context all others have to name; used by judge alone
 	endpoint atomic.Pointer[authority] // that the connection leads to; nil until it does
 }
@@ -135,11 +136,15 @@ func (c *talosConn) admit(rpc *talosRPC) *h2Refusal {
 // open connects to the cluster of the first RPC that was let through.
 func (c *talosConn) open(ctx context.Context, s *h2Stream, hello []byte) (*h2Upstream, *h2Refusal) {
 	rpc := s.data.(*talosRPC)
-	up, endpoint, err := rpc.upstream.connect(ctx, hello)
+	up, endpoint, err := rpc.upstream.useAhead(ctx, c.ahead, hello)
+	if up == nil {
+		up, endpoint, err = rpc.upstream.connect(ctx, hello)
+	}
 	if err != nil {
 		return nil, &h2Refusal{status: grpcUnavailable, message: "muxproxy: " + err.Error()}
 	}
 	c.endpoint.Store(&endpoint)
+	c.plane.recent.Store(&talosRecent{rpc.upstream, c.plane.now()})
 	return up, nil
 }
 

@@ -162,6 +162,11 @@ func (u *talosUpstream) attempt(ctx context.Context, endpoint authority, cert *t
 	if err != nil {
 		return nil, err
 	}
+	return u.greet(ctx, conn, hello)
+}
+
+// greet waits until the endpoint that conn leads to is up.
+func (u *talosUpstream) greet(ctx context.Context, conn net.Conn, hello []byte) (*h2Upstream, error) {
 	ctx, cancel := context.WithTimeout(ctx, settingsWait)
 	defer cancel()
 	return greetH2(ctx, conn, hello)

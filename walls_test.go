@@ -27,7 +27,7 @@ var onlyIn = []struct {
 }
 
 // goFiles are the files that may start goroutines, by a go statement or a Go method.
-const goFiles = "serve.go mitm.go http1.go upstreambody.go tunnel.go h2relay.go talos.go talosupstream.go kubestate.go networks*.go listeners.go"
+const goFiles = "serve.go mitm.go http1.go upstreambody.go tunnel.go h2relay.go talos.go talosahead.go talosupstream.go kubestate.go networks*.go listeners.go"
 
 // notImported says what a file must not import (design: "must not").
 var notImported = map[string]string{
