@@ -18,7 +18,11 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/iotest"
 	"time"
+
+	"golang.org/x/net/http2"
+	"golang.org/x/net/http2/hpack"
 )
 
 // testApid is one endpoint of a cluster: TLS 1.3, a client certificate demanded, no session tickets, as Talos has it.
@@ -194,12 +198,18 @@ func (p *testTalos) call(t testing.TB, method string, content []byte, fields ...
 // callOn makes an RPC over a client's connection.
 func (p *testTalos) callOn(t testing.TB, tr *http.Transport, method string, content []byte, fields ...string) rpcAnswer {
 	t.Helper()
+	return p.stream(t, tr, method, bytes.NewReader(content), fields...)
+}
+
+// stream makes an RPC whose content is sent as it is read.
+func (p *testTalos) stream(t testing.TB, tr *http.Transport, method string, content io.Reader, fields ...string) rpcAnswer {
+	t.Helper()
 	u, err := url.Parse(p.url)
 	if err != nil {
 		t.Fatal(err)
 	}
 	u.Path = method
-	r := &http.Request{Method: "POST", URL: u, Host: "host.docker.internal:18082", Header: http.Header{"Content-Type": {"application/grpc"}, "Te": {"trailers"}}, Body: io.NopCloser(bytes.NewReader(content))}
+	r := &http.Request{Method: "POST", URL: u, Host: "host.docker.internal:18082", Header: http.Header{"Content-Type": {"application/grpc"}, "Te": {"trailers"}}, Body: io.NopCloser(content)}
 	for i := 0; i < len(fields); i += 2 {
 		r.Header.Add(fields[i], fields[i+1])
 	}
@@ -383,6 +393,77 @@ func TestARefusalNamesTheMethodAndTheSettingThatWouldAllowIt(t *testing.T) {
 			}
 			if last.Decision != "denied" || last.Injected || *last.GRPC != 7 || last.Code != 200 || last.Context != tt.context || !strings.HasPrefix(last.Error, "access: ") {
 				t.Errorf("audit line %+v", last)
+			}
+		})
+	}
+}
+
+func TestACOSIReadIsHeldUntilItsFirstMessageIsWhole(t *testing.T) {
+	ca := newTestTalosCA(t)
+	apid := newTestApid(t, ca, ca, answerGRPC("0", nil))
+	p := newTestTalos(t, talosPlaneConfig{access: accessNoCredentials}, "prod", map[string]*talosContextYAML{"prod": ca.context(t, "os:admin", apid.addr)})
+	plain, sensitive := framed(protoMessage(1, "a", 2, "MemberStatuses.cluster.talos.dev")), framed(protoMessage(1, "a", 2, "OSRootSecrets.secrets.talos.dev"))
+	tests := []struct {
+		name    string
+		content io.Reader
+		status  string
+	}{
+		{"a plain type byte by byte", iotest.OneByteReader(bytes.NewReader(plain)), "0"},
+		{"a sensitive type byte by byte", iotest.OneByteReader(bytes.NewReader(sensitive)), "7"},
+		{"a plain type with others behind", bytes.NewReader(append(bytes.Clone(plain), sensitive...)), "0"},
+		{"a sensitive type with others behind", bytes.NewReader(append(bytes.Clone(sensitive), plain...)), "7"},
+		{"an empty message before", bytes.NewReader(append(framed(nil), sensitive...)), "7"},
+		{"a message that is too long", bytes.NewReader(framed(protoMessage(9, strings.Repeat("x", maxCOSIMessage), 2, "OSRootSecrets.secrets.talos.dev"))), "7"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			tr := p.client(t)
+			if a := p.stream(t, tr, cosiGet, tt.content); a.status != tt.status {
+				t.Errorf("%+v", a)
+			}
+			if got := len(apid.take()); (got == 1) != (tt.status == "0") {
+				t.Errorf("%d RPCs arrive", got)
+			}
+		})
+	}
+}
+
+func TestTheAuditLineTellsHowAnRPCEnded(t *testing.T) {
+	ca := newTestTalosCA(t)
+	p := openTestTalos(t, talosPlaneConfig{}, "prod", map[string]*talosContextYAML{"prod": ca.context(t, "os:admin", "10.5.0.2")})
+	tests := []struct {
+		name      string
+		forwarded bool
+		end       h2End
+		decision  string
+		err       string
+	}{
+		{"answered", true, h2End{cause: h2Answered, httpStatus: 200}, "injected", ""},
+		{"no endpoint", false, h2End{cause: h2Refused, grpcStatus: 14}, "failed", "no endpoint answers"},
+		{"cancelled", true, h2End{cause: h2ClientReset, reset: http2.ErrCodeCancel, grpcStatus: -1}, "injected", "client reset: CANCEL"},
+		{"cancelled while it waits", false, h2End{cause: h2ClientReset, reset: http2.ErrCodeCancel, grpcStatus: -1}, "failed", "client reset: CANCEL"},
+		{"the client left", true, h2End{cause: h2ClientGone, grpcStatus: -1}, "injected", "client left"},
+		{"reset", true, h2End{cause: h2UpstreamReset, reset: http2.ErrCodeRefusedStream, grpcStatus: -1}, "failed", "upstream reset: REFUSED_STREAM"},
+		{"lost", true, h2End{cause: h2UpstreamLost, grpcStatus: 14}, "failed", "upstream lost"},
+		{"malformed", true, h2End{cause: h2Malformed, reset: http2.ErrCodeProtocol, grpcStatus: -1}, "failed", "protocol error: PROTOCOL_ERROR"},
+		{"cut", true, h2End{cause: h2Cut, grpcStatus: -1}, "failed", "cut by the end of the drain"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			c := &talosConn{plane: p.talosPlane, client: "127.0.0.1:1"}
+			c.endpoint.Store(&authority{"10.5.0.2", 50000})
+			s := &h2Stream{fields: []hpack.HeaderField{{Name: ":path", Value: versionRPC}, {Name: ":authority", Value: "host.docker.internal:18082"}}}
+			if v := c.judge(s); v.hold || v.refusal != nil {
+				t.Fatalf("%+v", v)
+			}
+			if tt.forwarded {
+				c.forward(s)
+			}
+			c.ended(s, tt.end)
+			lines := p.lines(t)
+			l := lines[len(lines)-1]
+			if l.Decision != tt.decision || l.Error != tt.err || l.Injected != tt.forwarded || (l.GRPC == nil) != (tt.end.grpcStatus < 0) || (l.Host == "10.5.0.2:50000") != tt.forwarded {
+				t.Errorf("%+v", l)
 			}
 		})
 	}
