@@ -198,13 +198,13 @@ func (p *testKube) forgive() {
 	clear(r.clients)
 }
 
-// echo answers with the request line and what authenticates the request.
-func echo(w http.ResponseWriter, r *http.Request) {
+// kubeEcho answers with the request line and what authenticates the request.
+func kubeEcho(w http.ResponseWriter, r *http.Request) {
 	fmt.Fprintf(w, "%s %s auth=%q", r.Method, r.RequestURI, r.Header["Authorization"])
 }
 
 func TestEachContextIsServedUnderItsPathWithItsOwnCredential(t *testing.T) {
-	p := newTestKube(t, echo, kubePlaneConfig{})
+	p := newTestKube(t, kubeEcho, kubePlaneConfig{})
 	for _, c := range []struct{ target, want string }{
 		{"/version", `GET /version auth=["Bearer canary-prod"]`},
 		{"/contexts/prod/version", `GET /version auth=["Bearer canary-prod"]`},
@@ -254,7 +254,7 @@ func TestWhoArrivesIsTheHostWhateverTheClientSends(t *testing.T) {
 }
 
 func TestDoorRefusesWhatIsNoRequestOfAContainer(t *testing.T) {
-	p := newTestKube(t, echo, kubePlaneConfig{access: accessFull})
+	p := newTestKube(t, kubeEcho, kubePlaneConfig{access: accessFull})
 	for _, c := range []struct {
 		name, request string
 		code          int
@@ -401,7 +401,7 @@ func TestAuditLineOfARequestIsWrittenBeforeItsLastByte(t *testing.T) {
 }
 
 func TestWithoutAnAuditLogNoCredentialIsUsed(t *testing.T) {
-	p := newTestKube(t, echo, kubePlaneConfig{})
+	p := newTestKube(t, kubeEcho, kubePlaneConfig{})
 	p.kubePlane.audit.reopen(auditConfig{path: "/dev/full", maxSize: 1})
 	p.kubePlane.audit.write(&event{id: "x"})
 	res, content := p.ask(t, "GET /api")
@@ -414,7 +414,7 @@ func TestWithoutAnAuditLogNoCredentialIsUsed(t *testing.T) {
 }
 
 func TestAPIServerThatIsGoneIsTold(t *testing.T) {
-	p := newTestKube(t, echo, kubePlaneConfig{})
+	p := newTestKube(t, kubeEcho, kubePlaneConfig{})
 	p.origin.Close()
 	res, content := p.ask(t, "GET /api")
 	l := p.lastLine(t)
@@ -517,7 +517,7 @@ func TestUpgradesAreStreamsWithHalfClose(t *testing.T) {
 }
 
 func TestRefusedExecThatIsTriedTwiceHasOneID(t *testing.T) {
-	p := newTestKube(t, echo, kubePlaneConfig{access: accessReadOnly})
+	p := newTestKube(t, kubeEcho, kubePlaneConfig{access: accessReadOnly})
 	exec := " /api/v1/namespaces/a/pods/b/exec?command=x\r\nConnection: Upgrade\r\nUpgrade: "
 	p.ask(t, "GET"+exec+"websocket")
 	_, content := p.ask(t, "POST"+exec+"SPDY/3.1")
@@ -550,7 +550,7 @@ func TestAnswerBeforeAllContentEndsTheConnection(t *testing.T) {
 }
 
 func TestHandedOverConnectionKeepsItsClientAndMayBeAbsolute(t *testing.T) {
-	p := newTestKube(t, echo, kubePlaneConfig{})
+	p := newTestKube(t, kubeEcho, kubePlaneConfig{})
 	for _, c := range []struct {
 		target string
 		code   int
@@ -577,7 +577,7 @@ func TestHandedOverConnectionKeepsItsClientAndMayBeAbsolute(t *testing.T) {
 }
 
 func TestChangedKubeconfigIsServedLive(t *testing.T) {
-	p := newTestKube(t, echo, kubePlaneConfig{})
+	p := newTestKube(t, kubeEcho, kubePlaneConfig{})
 	ask := func(context string, want int) {
 		t.Helper()
 		if res, content := p.ask(t, "GET /contexts/"+context+"/version"); res.StatusCode != want {

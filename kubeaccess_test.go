@@ -78,7 +78,7 @@ var kubeRequests = []struct {
 
 func TestLevelsRefuseWhatTheyPromise(t *testing.T) {
 	for level := accessFull; level <= accessReadOnly; level++ {
-		p := newTestKube(t, echo, kubePlaneConfig{access: level})
+		p := newTestKube(t, kubeEcho, kubePlaneConfig{access: level})
 		for _, c := range kubeRequests {
 			p.forgive()
 			res, content := p.ask(t, c.request)
@@ -100,7 +100,7 @@ func TestLevelsRefuseWhatTheyPromise(t *testing.T) {
 
 func TestMethodOverridesAreRefusedBelowFull(t *testing.T) {
 	for level, want := range map[accessLevel]int{accessFull: 200, accessNoCredentials: 400, accessReadOnly: 400} {
-		p := newTestKube(t, echo, kubePlaneConfig{access: level})
+		p := newTestKube(t, kubeEcho, kubePlaneConfig{access: level})
 		if res, content := p.ask(t, "GET "+ns+"/pods/a\r\nX-HTTP-Method-Override: DELETE"); res.StatusCode != want {
 			t.Errorf("%s: %d %s", level, res.StatusCode, content)
 		}
@@ -187,7 +187,7 @@ func TestSecretsOfTheTokenTypeAreFoundInAnyDisguise(t *testing.T) {
 	yaml := "\r\nContent-Type: application/yaml"
 	apply := "\r\nContent-Type: application/apply-patch+yaml"
 	post, put, patch := "POST "+ns+"/secrets", "PUT "+ns+"/secrets/a", "PATCH "+ns+"/secrets/a"
-	p := newTestKube(t, echo, kubePlaneConfig{access: accessNoCredentials})
+	p := newTestKube(t, kubeEcho, kubePlaneConfig{access: accessNoCredentials})
 	for _, c := range []struct {
 		name, request string
 		allowed       bool
@@ -275,7 +275,7 @@ func TestTokenSecretsFollowTheRulesOfTokenRequest(t *testing.T) {
 		{"full with a deny rule", kubeContextConfig{access: accessFull, rules: []kubeRule{{deny: true, resources: []string{"serviceaccounts/token"}}}}, 403},
 		{"deny beats lift", kubeContextConfig{access: accessNoCredentials, rules: []kubeRule{lift, {deny: true, resources: []string{"serviceaccounts/token"}}}}, 403},
 	} {
-		p := newTestKube(t, echo, kubePlaneConfig{context: map[string]kubeContextConfig{"prod": c.config}})
+		p := newTestKube(t, kubeEcho, kubePlaneConfig{context: map[string]kubeContextConfig{"prod": c.config}})
 		if res, answer := p.ask(t, content); res.StatusCode != c.want {
 			t.Errorf("%s: %d %s", c.name, res.StatusCode, answer)
 		}
