@@ -16,7 +16,7 @@ var update = flag.Bool("update", false, "rewrite the golden files")
 // sampleView is a host with every kind of thing to print.
 func sampleView() containerView {
 	return containerView{
-		HTTP: true, HTTPPort: 18080, DockerHost: "host.docker.internal",
+		HTTP: true, HTTPPort: 18080, Kube: true, Talos: true, DockerHost: "host.docker.internal",
 		NoProxy: []string{"localhost", "127.0.0.1", "::1", "host.docker.internal", "172.17.0.1", "db.internal"},
 		Services: []serviceEnv{
 			{"github", []string{"GH_TOKEN=ghp_muxproxy-placeholder"}},
@@ -56,6 +56,10 @@ func golden(t *testing.T, name, got string) {
 func TestDockerArgsWithoutThePlaneHoldNothingOfIt(t *testing.T) {
 	v := sampleView()
 	v.HTTP = false
+	if got := dockerArgs(v); len(got) != 9 || !slices.Contains(got, "KUBECONFIG=/etc/mux/kube/config") || !slices.Contains(got, "TALOSCONFIG=/etc/mux/talos/config") {
+		t.Errorf("got %q", got)
+	}
+	v.Kube, v.Talos = false, false
 	if got := dockerArgs(v); !slices.Equal(got, []string{"--add-host=host.docker.internal:host-gateway"}) {
 		t.Errorf("got %q", got)
 	}
@@ -69,7 +73,7 @@ func TestDockerArgsRelabelMountsWhereSELinuxEnforces(t *testing.T) {
 	v := sampleView()
 	v.SELinux = true
 	args := strings.Join(dockerArgs(v), "\n")
-	for _, mount := range []string{"/home/u/.mux/proxy-ca.pem:/etc/mux/proxy-ca.pem:ro,z", "/home/u/.mux/client:/etc/mux/client:ro,z"} {
+	for _, mount := range []string{"/home/u/.mux/proxy-ca.pem:/etc/mux/proxy-ca.pem:ro,z", "/home/u/.mux/client:/etc/mux/client:ro,z", "/home/u/.mux/kube:/etc/mux/kube:ro,z"} {
 		if !strings.Contains(args, mount+"\n") {
 			t.Errorf("no %q in\n%s", mount, args)
 		}
