@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -54,7 +53,7 @@ func (e *kubeExec) process(ctx context.Context) ([]byte, error) {
 	case err != nil && !errors.Is(err, exec.ErrWaitDelay): // something that it left behind still holds a pipe
 		return nil, bareCause(err)
 	}
-	return output.Bytes(), nil
+	return output.kept, nil
 }
 
 // findExecutable finds a command in path, a list of directories; one with a slash is a path already. Directories that are not
@@ -94,18 +93,18 @@ func installHint(hint string) string {
 	return ": " + strings.ToValidUTF8(hint[:min(len(hint), 500)], "")
 }
 
-// boundedBuffer keeps what is written up to a bound.
+// boundedBuffer keeps what is written up to a bound. It embeds no bytes.Buffer, whose ReadFrom knows no bound.
 type boundedBuffer struct {
-	bytes.Buffer
+	kept []byte
 	left int
 	over bool
 }
 
 func (b *boundedBuffer) Write(p []byte) (int, error) {
-	kept := p[:min(len(p), b.left)]
-	b.left -= len(kept)
-	b.over = b.over || len(kept) < len(p)
-	b.Buffer.Write(kept)
+	n := min(len(p), b.left)
+	b.left -= n
+	b.over = b.over || n < len(p)
+	b.kept = append(b.kept, p[:n]...)
 	return len(p), nil
 }
 
