@@ -246,3 +246,8 @@ func (k testKeys) roots(roots *x509.CertPool) string {
 	}
 	return "unknown"
 }
+
+// certPEM gives a certificate in PEM form.
+func certPEM(der []byte) []byte {
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
+}

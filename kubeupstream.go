@@ -11,6 +11,7 @@ import (
 	"maps"
 	"net"
 	"net/http"
+	"net/http/httptrace"
 	"net/url"
 	"strings"
 	"sync"
@@ -51,7 +52,31 @@ type kubeLink struct {
 	up    *upstream
 	cert  *tls.Certificate
 	roots *x509.CertPool
-	since time.Time // of the credential
+	since time.Time     // of the credential
+	turn  chan struct{} // holds a token while a stream looks for its connection: see stream
+}
+
+// stream sends r over HTTP/2. One request at a time looks for its connection: a Transport dials for each that finds none, so that a
+// hundred watches that begin at once would have a hundred connections. Who has waited for long goes ahead all the same.
+func (l *kubeLink) stream(r *http.Request) (*http.Response, error) {
+	ctx := r.Context()
+	leave := func() {}
+	late := time.NewTimer(kubePing)
+	defer late.Stop()
+	select {
+	case l.turn <- struct{}{}:
+		leave = sync.OnceFunc(func() { <-l.turn })
+	case <-late.C:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	out := r.WithContext(httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { leave() }}))
+	res, err := l.up.roundTrip2(out)
+	leave()
+	if errors.Is(err, errNoHTTP2) {
+		return l.up.pooled(r)
+	}
+	return res, err
 }
 
 // kubeUpstreamOptions are what all contexts share.
@@ -170,10 +195,10 @@ func (u *kubeUpstream) try(r *http.Request, cred *kubeCredential, content keptCo
 	if r.Header["Upgrade"] != nil || r.URL.Scheme != "https" || !streams(r) {
 		return l.up.pooled(&out)
 	}
-	res, err := l.up.multiplexed(&out)
+	res, err := l.stream(&out)
 	var connect *connectError
 	if err != nil && content != nil && r.Context().Err() == nil && !errors.As(err, &connect) {
-		res, err = l.up.multiplexed(&out) // the connection was found dead; the Transport makes another one
+		res, err = l.stream(&out) // the connection was found dead; the Transport makes another one
 	}
 	return res, err
 }
@@ -228,7 +253,7 @@ func (u *kubeUpstream) linkFor(cred *kubeCredential, age time.Duration) (*kubeLi
 	if l != nil && l.roots == u.roots && (l.cert == cred.cert || cred.since.Before(l.since)) {
 		return l, nil
 	}
-	next := &kubeLink{up: u.newLink(cred.cert), cert: cred.cert, roots: u.roots, since: cred.since}
+	next := &kubeLink{up: u.newLink(cred.cert), cert: cred.cert, roots: u.roots, since: cred.since, turn: make(chan struct{}, 1)}
 	u.link.Store(next)
 	if l != nil {
 		l.up.closeIdle()
