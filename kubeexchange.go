@@ -3,7 +3,6 @@ package main
 import (
 	"bufio"
 	"context"
-	"encoding/json"
 	"errors"
 	"io"
 	"log"
@@ -13,7 +12,6 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
-	"sync/atomic"
 	"time"
 )
 
@@ -237,43 +235,6 @@ func (x *kubeExchange) switchProtocols(res *http.Response) error {
 // errUnasked is an upstream that switched to a protocol that nobody asked for.
 var errUnasked = errors.New("101 unasked")
 
-// relocate makes the Location of a redirect one that leads back through this context. An address of another server is dropped.
-func (x *kubeExchange) relocate(h http.Header) {
-	location := h.Get("Location")
-	delete(h, "Location")
-	u, err := url.Parse(location)
-	if err != nil || u.Host != "" && serverOf(u) != serverOf(x.c.server) || u.Host == "" && u.Scheme != "" {
-		return
-	}
-	rest := location
-	if u.Host != "" {
-		rest = location[strings.Index(location, u.Host)+len(u.Host):]
-		if rest == "" || rest[0] != '/' {
-			rest = "/" + rest
-		}
-	}
-	if rest != "" && rest[0] == '/' {
-		own := x.c.server.EscapedPath()
-		if below, ok := strings.CutPrefix(rest, own); ok && (below == "" || below[0] == '/' || below[0] == '?') {
-			rest = below
-		}
-		if strings.HasPrefix(rest, "//") { // would be another server's address
-			return
-		}
-		rest = x.prefix + rest
-	}
-	h["Location"] = []string{rest}
-}
-
-// serverOf gives host and port of a URL, in lower case: "prod.example.com:443".
-func serverOf(u *url.URL) string {
-	port := u.Port()
-	if port == "" {
-		port = strconv.Itoa(int(schemePort(u.Scheme)))
-	}
-	return strings.ToLower(net.JoinHostPort(u.Hostname(), port))
-}
-
 // fail answers what the upstream, or the way to it, did not.
 func (x *kubeExchange) fail(r *http.Request, err error) {
 	if errors.Is(err, errUnasked) {
@@ -310,34 +271,6 @@ func (x *kubeExchange) refuse(r *http.Request, f *refusal) {
 	h["Cache-Control"] = []string{"no-store"}
 	x.ResponseWriter.WriteHeader(f.code)
 	x.ResponseWriter.Write(content) // a client that has left needs no answer
-}
-
-// kubeStatus is metav1.Status (k8s.io/apimachinery/pkg/apis/meta/v1/types.go), the one shape of a refusal that every kubectl shows.
-type kubeStatus struct {
-	Kind       string   `json:"kind"`
-	APIVersion string   `json:"apiVersion"`
-	Metadata   struct{} `json:"metadata"`
-	Status     string   `json:"status"`
-	Message    string   `json:"message"`
-	Reason     string   `json:"reason"`
-	Code       int      `json:"code"`
-}
-
-// kubeReasons are the reasons of a Status by its code; metav1.StatusReason has none for 502.
-var kubeReasons = map[int]string{
-	http.StatusBadRequest: "BadRequest", http.StatusForbidden: "Forbidden", http.StatusNotFound: "NotFound",
-	http.StatusRequestEntityTooLarge: "RequestEntityTooLarge", http.StatusBadGateway: "BadGateway", http.StatusGatewayTimeout: "Timeout",
-}
-
-// statusOf gives f as a Status; its message ends with the audit id.
-func statusOf(f *refusal, id string) []byte {
-	content, err := json.Marshal(kubeStatus{
-		Kind: "Status", APIVersion: "v1", Status: "Failure", Message: f.text + " (audit id " + id + ")", Reason: kubeReasons[f.code], Code: f.code,
-	})
-	if err != nil { // strings and a number always marshal
-		return nil
-	}
-	return append(content, '\n')
 }
 
 // opened writes the opening line of something long.
@@ -412,83 +345,3 @@ func (x *kubeExchange) Hijack() (net.Conn, *bufio.ReadWriter, error) {
 	}
 	return conn, rw, nil
 }
-
-// kubeContent is the content of a client's request.
-type kubeContent struct {
-	io.ReadCloser
-	x    *kubeExchange
-	read atomic.Int64
-	done atomic.Bool // read to its end
-}
-
-func (b *kubeContent) Read(p []byte) (int, error) {
-	n, err := b.ReadCloser.Read(p)
-	b.read.Add(int64(n))
-	if err == io.EOF {
-		b.done.Store(true)
-	} else if err != nil {
-		err = errors.Join(errClientContent, err)
-	}
-	return n, err
-}
-
-// Buffered tells how much can be read without waiting.
-func (b *kubeContent) Buffered() int { return buffered(b.ReadCloser) }
-
-// pending tells whether there is content that has not been read.
-func (b *kubeContent) pending() bool { return b.ReadCloser != nil && !b.done.Load() }
-
-// Close says that no more is wanted. A Read that waits for the client holds a lock that net/http's own Close would wait for, so it is
-// ended first.
-func (b *kubeContent) Close() error {
-	if b.pending() {
-		http.NewResponseController(b.x.ResponseWriter).SetReadDeadline(time.Unix(1, 0))
-	}
-	return nil
-}
-
-// kubeAnswer is the content of an answer. It has the audit line written before it gives the last of it.
-type kubeAnswer struct {
-	io.ReadCloser
-	x    *kubeExchange
-	left int64 // of its Content-Length; negative where there is none
-	read atomic.Int64
-}
-
-func (b *kubeAnswer) Read(p []byte) (int, error) {
-	n, err := b.ReadCloser.Read(p)
-	b.read.Add(int64(n))
-	if b.left >= 0 {
-		b.left -= int64(n)
-	}
-	switch {
-	case err == io.EOF || err == nil && b.left == 0:
-		b.x.audit()
-	case err != nil && b.x.ctx.Err() != nil:
-		b.x.event.err = errClientLeft.Error()
-	case err != nil:
-		b.x.event.err = "upstream: truncated answer"
-	}
-	return n, err
-}
-
-// kubeStream is the upstream's side of an upgraded connection.
-type kubeStream struct {
-	io.ReadWriteCloser
-	x *kubeExchange
-}
-
-func (s *kubeStream) Read(p []byte) (int, error) {
-	n, err := s.ReadWriteCloser.Read(p)
-	s.x.answer.read.Add(int64(n))
-	return n, err
-}
-
-func (s *kubeStream) Write(p []byte) (int, error) {
-	n, err := s.ReadWriteCloser.Write(p)
-	s.x.request.read.Add(int64(n))
-	return n, err
-}
-
-// CloseWrite passes a half-close on.
-func (s *kubeStream) CloseWrite() error { return closeWrite(s.ReadWriteCloser) }
