@@ -6,7 +6,6 @@ import (
 	"math"
 	"net"
 	"slices"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -226,43 +225,4 @@ func (c *h2Conn) drop(s *h2Stream) {
 	delete(c.streams, s.id)
 	c.mu.Unlock()
 	c.lingerIfIdle()
-}
-
-// refuse answers s in the place of an upstream ("Trailers-Only" in gRPC's PROTOCOL-HTTP2.md). A client that still sends is
-// asked to stop (RFC 9113 §8.1). flow is held.
-func (c *h2Conn) refuse(s *h2Stream, r *h2Refusal) {
-	c.end(s, h2End{cause: h2Refused, grpcStatus: r.status})
-	c.wrote = true
-	c.client.headers(s.id, true, append([]hpack.HeaderField{
-		{Name: ":status", Value: "200"}, {Name: "content-type", Value: "application/grpc"},
-	}, grpcStatusFields(r)...))
-	if !s.clientDone {
-		c.client.reset(s.id, http2.ErrCodeNo)
-	}
-	c.forget(s)
-}
-
-// grpcStatusFields are what gRPC's trailers say of r.
-func grpcStatusFields(r *h2Refusal) []hpack.HeaderField {
-	return []hpack.HeaderField{
-		{Name: "grpc-status", Value: strconv.Itoa(r.status)},
-		{Name: "grpc-message", Value: grpcMessage(r.message)},
-	}
-}
-
-// forget takes s out of the queue, if it is in it, and drops it. The client gets back the window of what was held. flow is held.
-func (c *h2Conn) forget(s *h2Stream) {
-	if i := slices.Index(c.queue, s); i >= 0 {
-		c.queue = slices.Delete(c.queue, i, i+1)
-	}
-	c.owed += uint32(len(s.content))
-	c.release(s)
-	c.drop(s)
-}
-
-// release lets go of what s held. flow is held.
-func (c *h2Conn) release(s *h2Stream) {
-	c.held -= len(s.content)
-	c.heldFields -= s.size
-	s.content, s.fields, s.trailer, s.size = nil, nil, nil, 0
 }

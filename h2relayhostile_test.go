@@ -93,7 +93,7 @@ func TestRelayEndsConnectionsThatBreakTheProtocol(t *testing.T) {
 			}
 			c.framer.WriteContinuation(5, true, nil)
 		}, "ENHANCE_YOUR_CALM"},
-		{"a field of 16 MiB", func(c *h2Peer) { c.section(5, true, append(c.encode(get...), rawField(16<<20)...)) }, "COMPRESSION_ERROR"},
+		{"a field of 3 MiB", func(c *h2Peer) { c.section(5, true, append(c.encode(get...), rawField(3<<20)...)) }, "COMPRESSION_ERROR"},
 		{"a flood of PING", func(c *h2Peer) {
 			for range 11 * h2FrameRate {
 				c.framer.WritePing(false, [8]byte{})

@@ -3,6 +3,7 @@ package main
 import (
 	"bufio"
 	"fmt"
+	"io"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -158,4 +159,17 @@ func (r *h2Reader) padding(head http2.FrameHeader) (content, padding int, err er
 		return 0, 0, &h2ConnError{http2.ErrCodeProtocol, "a DATA frame with more padding than content"}
 	}
 	return content - padding, padding, nil
+}
+
+// discard reads on until the client leaves or its deadline is over: closing a connection with bytes that have not been read
+// makes TCP throw away what was last written (RFC 9293 §3.6.1; RFC 1122 §4.2.2.13).
+func (r *h2Reader) discard() {
+	r.release()
+	io.Copy(io.Discard, io.LimitReader(r.conn, 16*h2MaxFrame))
+}
+
+// skip reads n bytes of a frame over.
+func (r *h2Reader) skip(n int) error {
+	_, err := r.buf.Discard(n)
+	return err
 }

@@ -347,63 +347,6 @@ func (c *h2Conn) breakUpstream(up *h2Upstream, s *h2Stream) {
 	c.drop(s)
 }
 
-// upstreamData passes a DATA frame on, in pieces where it is large, without its padding.
-func (c *h2Conn) upstreamData(up *h2Upstream, head http2.FrameHeader) error {
-	if head.StreamID == 0 {
-		return &h2ConnError{http2.ErrCodeProtocol, "DATA on stream 0"}
-	}
-	content, padding, err := up.reader.padding(head)
-	if err != nil {
-		return err
-	}
-	end := head.Flags.Has(http2.FlagDataEndStream)
-	for first := true; first || content > 0; first = false {
-		n := min(content, h2Piece)
-		content -= n
-		p, err := up.reader.buf.Peek(n)
-		if err != nil {
-			return err
-		}
-		c.upstreamPiece(up, head.StreamID, p, end && content == 0)
-		up.reader.buf.Discard(n)
-	}
-	if padding == 0 {
-		return nil
-	}
-	up.owed += uint32(padding)
-	if !end && c.awaited(head.StreamID) != nil {
-		up.writer.window(head.StreamID, uint32(padding))
-		up.wrote = true
-	}
-	return up.reader.skip(padding - 1)
-}
-
-// upstreamPiece passes content on, or swallows what comes for a stream that is over.
-func (c *h2Conn) upstreamPiece(up *h2Upstream, stream uint32, p []byte, end bool) {
-	c.mu.Lock()
-	s := c.streams[stream]
-	known := s != nil && s.sent && !s.upstreamDone
-	fault := known && !s.answered
-	if known && !fault {
-		s.out += int64(len(p))
-	}
-	c.mu.Unlock()
-	switch {
-	case !known:
-		up.owed += uint32(len(p))
-	case fault:
-		up.owed += uint32(len(p))
-		c.breakUpstream(up, s)
-	case len(p) > 0 || end:
-		over := end && c.upstreamEnds(s, nil)
-		c.client.data(stream, end, p)
-		c.frames.earn(h2FramesEarned)
-		if over {
-			c.drop(s)
-		}
-	}
-}
-
 // lost ends all streams of an upstream whose connection has ended, and has the client open a new one.
 func (c *h2Conn) lost(err error) {
 	c.reader.conn.SetDeadline(time.Now().Add(h2Linger))
