@@ -436,17 +436,20 @@ func TestTheAuditLineTellsHowAnRPCEnded(t *testing.T) {
 		forwarded bool
 		end       h2End
 		decision  string
+		status    int
 		err       string
 	}{
-		{"answered", true, h2End{cause: h2Answered, httpStatus: 200}, "injected", ""},
-		{"no endpoint", false, h2End{cause: h2Refused, grpcStatus: 14}, "failed", "no endpoint answers"},
-		{"cancelled", true, h2End{cause: h2ClientReset, reset: http2.ErrCodeCancel, grpcStatus: -1}, "injected", "client reset: CANCEL"},
-		{"cancelled while it waits", false, h2End{cause: h2ClientReset, reset: http2.ErrCodeCancel, grpcStatus: -1}, "failed", "client reset: CANCEL"},
-		{"the client left", true, h2End{cause: h2ClientGone, grpcStatus: -1}, "injected", "client left"},
-		{"reset", true, h2End{cause: h2UpstreamReset, reset: http2.ErrCodeRefusedStream, grpcStatus: -1}, "failed", "upstream reset: REFUSED_STREAM"},
-		{"lost", true, h2End{cause: h2UpstreamLost, grpcStatus: 14}, "failed", "upstream lost"},
-		{"malformed", true, h2End{cause: h2Malformed, reset: http2.ErrCodeProtocol, grpcStatus: -1}, "failed", "protocol error: PROTOCOL_ERROR"},
-		{"cut", true, h2End{cause: h2Cut, grpcStatus: -1}, "failed", "cut by the end of the drain"},
+		{"answered", true, h2End{cause: h2Answered, httpStatus: 200, grpcStatus: 5}, "injected", 5, ""},
+		{"no endpoint", false, h2End{cause: h2Refused, grpcStatus: 14}, "failed", 14, "no endpoint answers"},
+		{"cancelled", true, h2End{cause: h2ClientReset, reset: http2.ErrCodeCancel, grpcStatus: -1}, "injected", 1, "client reset: CANCEL"},
+		{"cancelled while it waits", false, h2End{cause: h2ClientReset, reset: http2.ErrCodeCancel, grpcStatus: -1}, "failed", 1, "client reset: CANCEL"},
+		{"the client left", true, h2End{cause: h2ClientGone, grpcStatus: -1}, "injected", 1, "client left"},
+		{"refused", true, h2End{cause: h2UpstreamReset, reset: http2.ErrCodeRefusedStream, grpcStatus: -1}, "failed", 14, "upstream reset: REFUSED_STREAM"},
+		{"cancelled by the node", true, h2End{cause: h2UpstreamReset, reset: http2.ErrCodeCancel, grpcStatus: -1}, "failed", 1, "upstream reset: CANCEL"},
+		{"too much", true, h2End{cause: h2UpstreamReset, reset: http2.ErrCodeEnhanceYourCalm, grpcStatus: -1}, "failed", 8, "upstream reset: ENHANCE_YOUR_CALM"},
+		{"lost", true, h2End{cause: h2UpstreamLost, grpcStatus: 14}, "failed", 14, "upstream lost"},
+		{"malformed", true, h2End{cause: h2Malformed, reset: http2.ErrCodeProtocol, grpcStatus: -1}, "failed", 13, "protocol error: PROTOCOL_ERROR"},
+		{"cut", true, h2End{cause: h2Cut, grpcStatus: -1}, "failed", 14, "cut by the end of the drain"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -462,7 +465,7 @@ func TestTheAuditLineTellsHowAnRPCEnded(t *testing.T) {
 			c.ended(s, tt.end)
 			lines := p.lines(t)
 			l := lines[len(lines)-1]
-			if l.Decision != tt.decision || l.Error != tt.err || l.Injected != tt.forwarded || (l.GRPC == nil) != (tt.end.grpcStatus < 0) || (l.Host == "10.5.0.2:50000") != tt.forwarded {
+			if l.Decision != tt.decision || l.Error != tt.err || l.Injected != tt.forwarded || *l.GRPC != tt.status || (l.Host == "10.5.0.2:50000") != tt.forwarded {
 				t.Errorf("%+v", l)
 			}
 		})

@@ -9,13 +9,17 @@ import (
 	"strings"
 	"sync/atomic"
 
+	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
 )
 
-// gRPC status codes (google.golang.org/grpc/codes) that muxproxy itself answers with.
+// gRPC status codes (google.golang.org/grpc/codes).
 const (
+	grpcCancelled          = 1
 	grpcPermissionDenied   = 7
+	grpcResourceExhausted  = 8
 	grpcFailedPrecondition = 9
+	grpcInternal           = 13
 	grpcUnavailable        = 14
 )
 
@@ -175,9 +179,8 @@ func (c *talosConn) forward(s *h2Stream) []hpack.HeaderField {
 func (c *talosConn) ended(s *h2Stream, end h2End) {
 	e := &s.data.(*talosRPC).event
 	e.code, e.in, e.out = end.httpStatus, end.in, end.out
-	if end.grpcStatus >= 0 {
-		e.grpcStatus = &end.grpcStatus
-	}
+	status := endStatus(end)
+	e.grpcStatus = &status
 	if cause := endCause(end); e.err == "" && cause != "" {
 		e.err = cause
 		if end.cause != h2ClientReset && end.cause != h2ClientGone {
@@ -191,6 +194,24 @@ func (c *talosConn) ended(s *h2Stream, end h2End) {
 		e.code = http.StatusOK
 	}
 	c.plane.audit.write(e)
+}
+
+// endStatus is the status that an RPC ended with: the one that the client was told, or else what gRPC makes of it ("gRPC over HTTP2",
+// "Errors").
+func endStatus(end h2End) int {
+	switch {
+	case end.grpcStatus >= 0:
+		return end.grpcStatus
+	case end.cause == h2ClientReset || end.cause == h2ClientGone:
+		return grpcCancelled
+	case end.cause == h2Cut || end.reset == http2.ErrCodeRefusedStream:
+		return grpcUnavailable
+	case end.reset == http2.ErrCodeCancel:
+		return grpcCancelled
+	case end.reset == http2.ErrCodeEnhanceYourCalm:
+		return grpcResourceExhausted
+	}
+	return grpcInternal
 }
 
 // endCause says in the audit line what became of an RPC that the upstream did not answer to its end; "" of one that it did.

@@ -11,8 +11,6 @@ import (
 	"strings"
 	"sync"
 	"time"
-
-	socks "golang.org/x/net/proxy"
 )
 
 // How the endpoints of a context are tried. An endpoint that is slow holds up nobody, since the next one is tried beside it.
@@ -211,15 +209,8 @@ func (u *talosUpstream) dial(ctx context.Context, endpoint authority) (net.Conn,
 			return nil, errors.New("the proxy for it is not to be understood")
 		}
 	}
-	switch {
-	case via == nil:
+	if via == nil {
 		return u.dialer.proxied.DialContext(ctx, "tcp", endpoint.String())
-	case strings.HasPrefix(via.Scheme, "socks5"):
-		d, err := socks.FromURL(via, &u.dialer.proxied)
-		if err != nil {
-			return nil, fmt.Errorf("proxy %q: %w", via.Redacted(), err)
-		}
-		return d.(socks.ContextDialer).DialContext(ctx, "tcp", endpoint.String())
 	}
 	return u.dialer.dialThrough(ctx, via, endpoint)
 }
