@@ -133,6 +133,9 @@ func (c *talosConn) admit(rpc *talosRPC) *h2Refusal {
 	if err := c.plane.audit.ready(); err != nil {
 		return rpc.fail(grpcUnavailable, "audit log", "the audit log cannot be written: the operator of muxproxy has to see to it")
 	}
+	if c.endpoint.Load() == nil { // not connected yet: a changed talosconfig may help
+		c.upstream = rpc.upstream
+	}
 	rpc.upstream = c.upstream
 	return nil
 }

@@ -100,6 +100,23 @@ func TestReloadChangesTheLevelOfTheNextRPC(t *testing.T) {
 	}
 }
 
+func TestAConnectionThatFoundNoEndpointFollowsAChangedTalosconfig(t *testing.T) {
+	ca := newTestTalosCA(t)
+	apid := newTestApid(t, ca, ca, answerGRPC("0", nil))
+	p := newTestTalos(t, talosPlaneConfig{}, "prod", map[string]*talosContextYAML{"prod": ca.context(t, "os:admin", deadEndpoint(t))})
+	tr := p.client(t)
+	if a := p.callOn(t, tr, versionRPC, nil); a.status != "14" {
+		t.Errorf("before: %+v", a)
+	}
+	p.write(t, talosconfigText(t, "prod", map[string]*talosContextYAML{"prod": ca.context(t, "os:admin", apid.addr)}))
+	p.poll()
+	for range 2 {
+		if a := p.callOn(t, tr, versionRPC, nil); a.status != "0" {
+			t.Errorf("after: %+v", a)
+		}
+	}
+}
+
 func TestStateTellsWhatNeedsTheOperator(t *testing.T) {
 	ca := newTestTalosCA(t)
 	of := func(left time.Duration) *talosContextYAML {
