@@ -34,10 +34,13 @@ type Options struct {
 type Daemon struct {
 	// Proxy is the http plane's address, "127.0.0.1:40001".
 	Proxy string
+	// Kube is the kube plane's address.
+	Kube string
+	// Home is the daemon's home directory.
+	Home string
 	// Roots is a file of what its clients trust, the origins' roots included.
 	Roots string
 
-	home  string
 	cmd   *exec.Cmd
 	ended chan struct{}
 	log   syncBuffer
@@ -51,9 +54,9 @@ func Address() string {
 // Start runs a daemon until the test ends.
 func Start(t testing.TB, o Options) *Daemon {
 	t.Helper()
-	d := &Daemon{home: home(t), ended: make(chan struct{})}
+	d := &Daemon{Home: home(t), ended: make(chan struct{})}
 	ports := freePorts(t, 3)
-	d.Proxy = net.JoinHostPort("127.0.0.1", ports[0])
+	d.Proxy, d.Kube = net.JoinHostPort("127.0.0.1", ports[0]), net.JoinHostPort("127.0.0.1", ports[1])
 	d.write(t, "roots.pem", o.Roots)
 	d.write(t, "hosts", []byte("127.0.0.1 localhost\n"+Address()+" "+strings.Join(o.Hosts, " ")+"\n"))
 	d.write(t, "resolv.conf", []byte("nameserver "+Address()+"\noptions attempts:1 timeout:3\n"))
@@ -63,7 +66,7 @@ func Start(t testing.TB, o Options) *Daemon {
 		d.write(t, ".secrets/"+name, []byte(value+"\n"))
 	}
 	d.run(t)
-	bundle, err := os.ReadFile(filepath.Join(d.home, ".mux/client/ca-bundle.pem"))
+	bundle, err := os.ReadFile(filepath.Join(d.Home, ".mux/client/ca-bundle.pem"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -90,7 +93,7 @@ func home(t testing.TB) string {
 // write writes a file below the daemon's home.
 func (d *Daemon) write(t testing.TB, name string, text []byte) string {
 	t.Helper()
-	path := filepath.Join(d.home, name)
+	path := filepath.Join(d.Home, name)
 	if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o700), os.WriteFile(path, text, 0o600)); err != nil {
 		t.Fatal(err)
 	}
@@ -119,8 +122,8 @@ func (d *Daemon) run(t testing.TB) {
 	if program == "" {
 		t.Fatal("MUXPROXY_BIN names no program: set it to a muxproxy binary")
 	}
-	d.cmd = exec.Command("unshare", "--mount", "sh", "-c", `mount --bind "$1/hosts" /etc/hosts && mount --bind "$1/resolv.conf" /etc/resolv.conf && exec "$0" run`, program, d.home)
-	d.cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + d.home, "SSL_CERT_FILE=" + filepath.Join(d.home, "roots.pem"), "SSL_CERT_DIR=/nonexistent"}
+	d.cmd = exec.Command("unshare", "--mount", "sh", "-c", `mount --bind "$1/hosts" /etc/hosts && mount --bind "$1/resolv.conf" /etc/resolv.conf && exec "$0" run`, program, d.Home)
+	d.cmd.Env = d.environ()
 	d.cmd.Stdout, d.cmd.Stderr = &d.log, &d.log
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := d.cmd.Start(); err != nil {
@@ -154,6 +157,23 @@ func (d *Daemon) run(t testing.TB) {
 	})
 }
 
+func (d *Daemon) environ() []string {
+	return []string{"PATH=" + os.Getenv("PATH"), "HOME=" + d.Home, "SSL_CERT_FILE=" + filepath.Join(d.Home, "roots.pem"), "SSL_CERT_DIR=/nonexistent"}
+}
+
+// DockerArgs are what print-docker-args gives, split as a shell splits $(…).
+func (d *Daemon) DockerArgs(t testing.TB) []string {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), os.Getenv("MUXPROXY_BIN"), "print-docker-args")
+	cmd.Env = d.environ()
+	cmd.Stderr = &d.log
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("print-docker-args: %v: %s", err, d.log.String())
+	}
+	return strings.Fields(string(out))
+}
+
 // Signal sends the daemon a signal. SIGQUIT has it print the stacks of all goroutines and end.
 func (d *Daemon) Signal(t testing.TB, s syscall.Signal) {
 	t.Helper()
@@ -182,18 +202,20 @@ func (d *Daemon) Pool(t testing.TB) *x509.CertPool {
 
 // Line is one line of the audit log.
 type Line struct {
-	ID, Service, Method, Host, Path, Decision, Error string
-	Injected                                         bool  `json:"auth_injected"`
-	Code                                             int   `json:"response_code"`
-	In                                               int64 `json:"bytes_in"`
-	Out                                              int64 `json:"bytes_out"`
-	Open                                             bool
+	ID, Plane, Service, Method, Host, Path, Decision, Error string
+	// Of the kube plane alone.
+	Context, Verb, Resource, Namespace string
+	Injected                           bool  `json:"auth_injected"`
+	Code                               int   `json:"response_code"`
+	In                                 int64 `json:"bytes_in"`
+	Out                                int64 `json:"bytes_out"`
+	Open                               bool
 }
 
 // Audit reads the log; a line that is not whole JSON fails the test.
 func (d *Daemon) Audit(t testing.TB) []Line {
 	t.Helper()
-	text, err := os.ReadFile(filepath.Join(d.home, ".mux/audit.jsonl"))
+	text, err := os.ReadFile(filepath.Join(d.Home, ".mux/audit.jsonl"))
 	if err != nil {
 		t.Fatal(err)
 	}
