@@ -9,34 +9,20 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"testing"
 
 	"muxproxy/e2e/origin"
+	"muxproxy/e2e/testbed"
 )
-
-// spellings are the ways in which one credential may appear.
-func spellings(credential string) []string {
-	all := []string{credential, url.QueryEscape(credential), url.PathEscape(credential)}
-	// Base64 of a text that holds the credential differs with what stands before it, so all three alignments are looked for, without
-	// the characters at either end that neighbours change.
-	for shift := range 3 {
-		text := base64.StdEncoding.EncodeToString([]byte(strings.Repeat("x", shift) + credential))
-		inner := text[4*((shift+2)/3) : len(text)-4]
-		all = append(all, inner, strings.NewReplacer("+", "-", "/", "_").Replace(inner))
-	}
-	slices.Sort(all)
-	return slices.Compact(all)
-}
 
 // canaries are all credentials of the run in all spellings.
 func (w *world) canaries() []string {
 	s := w.secrets
 	var all []string
 	for _, credential := range []string{s.GitHub, s.AnthropicKey, s.AnthropicOAuth, s.PagerDuty, s.Sentry, s.NPM, s.DockerToken, s.GitLab} {
-		all = append(all, spellings(credential)...)
+		all = append(all, testbed.Spellings(credential)...)
 	}
 	return append(all, origin.RefreshToken)
 }

@@ -129,12 +129,14 @@ func (c *Cluster) writeFiles() (err error) {
 		return err
 	}
 	t := c.tokens
-	known := fmt.Sprintf("%s,%s,1,%[7]s\n%s,%s,2,%[7]s\n%s,%s,3,%[7]s\n", t.Token, TokenUser, t.File, FileUser, t.Rotated, RotatedUser, admins) +
-		fmt.Sprintf("%s,%s,4,%s\n", t.Exec, ExecUser, admins)
+	var known strings.Builder
+	for token, user := range map[string]string{t.Token: TokenUser, t.File: FileUser, t.Rotated: RotatedUser, t.Exec: ExecUser} {
+		fmt.Fprintf(&known, "%s,%s,%[2]s,%s\n", token, user, admins)
+	}
 	for name, text := range map[string][]byte{
 		"ca.pem": c.authority.pem, "serving.pem": c.serving.cert, "serving-key.pem": c.serving.key,
 		"admin.pem": c.admin.cert, "admin-key.pem": c.admin.key, "accounts-key.pem": accounts,
-		"tokens.csv": []byte(known), "audit-policy.json": []byte(auditPolicy),
+		"tokens.csv": []byte(known.String()), "audit-policy.json": []byte(auditPolicy),
 	} {
 		if err := os.WriteFile(c.file(name), text, 0o600); err != nil {
 			return err

@@ -41,7 +41,9 @@ func Contexts() map[string]string {
 const plugin = `#!/bin/sh
 dir=$(dirname "$0")
 echo "$1" >>"$dir/plugin.runs"
-case $(cat "$dir/plugin.mode") in
+mode=$(cat "$dir/plugin.mode")
+[ "$mode" != stale ] || { echo work >"$dir/plugin.mode"; mode=refused; }
+case $mode in
 fail) echo 'the plugin says: log in first' >&2; exit 3 ;;
 hang) exec sleep 600 ;;
 junk) echo '<html>captive portal</html>'; exit 0 ;;
@@ -74,7 +76,8 @@ func (h *Host) write(name string, text []byte, mode os.FileMode) error {
 	return os.Rename(path+".new", path)
 }
 
-// SetPlugin says what the exec plugin does from now on: "work", "fail", "hang", "junk", "expired" or "refused".
+// SetPlugin says what the exec plugin does from now on: "work", "fail", "hang", "junk", "expired", "refused", or "stale",
+// which is "refused" once.
 func (h *Host) SetPlugin(mode string) error { return h.write("plugin.mode", []byte(mode), 0o600) }
 
 // PluginRuns is how often the plugin has run.

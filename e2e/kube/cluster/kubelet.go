@@ -12,7 +12,7 @@ import (
 	"os"
 	"os/exec"
 	"strconv"
-	"sync/atomic"
+	"sync"
 	"time"
 
 	"k8s.io/cri-streaming/pkg/streaming/portforward"
@@ -26,20 +26,29 @@ const NodeName = "node"
 // Kubelet serves what the API server asks of a node: processes of "containers" are the machine's own, in a directory that
 // all share, and their logs are made up.
 type Kubelet struct {
-	dir       string
-	followers atomic.Int64
-	sessions  atomic.Int64
+	dir string
+
+	mu        sync.Mutex
+	followers map[string]int // by namespace; guarded by mu
 }
 
-// Followers is how many clients follow a log now.
-func (k *Kubelet) Followers() int64 { return k.followers.Load() }
+// Followers is how many clients follow a log of a namespace now.
+func (k *Kubelet) Followers(namespace string) int {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.followers[namespace]
+}
 
-// Sessions is how many exec, attach and port-forward sessions are open now.
-func (k *Kubelet) Sessions() int64 { return k.sessions.Load() }
+// follow counts a follower.
+func (k *Kubelet) follow(namespace string, n int) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.followers[namespace] += n
+}
 
 // startNode registers the node and serves it, and begins to look after its pods.
 func (c *Cluster) startNode(ctx context.Context) error {
-	c.Node = &Kubelet{dir: c.file("node")}
+	c.Node = &Kubelet{dir: c.file("node"), followers: map[string]int{}}
 	if err := os.Mkdir(c.Node.dir, 0o755); err != nil {
 		return err
 	}
@@ -71,10 +80,10 @@ func (c *Cluster) startNode(ctx context.Context) error {
 // handler has the four paths that the API server asks for.
 func (k *Kubelet) handler() http.Handler {
 	mux := http.NewServeMux()
-	mux.HandleFunc("/exec/{namespace}/{pod}/{container}", k.session(func(w http.ResponseWriter, r *http.Request, o *remotecommand.Options) {
+	mux.HandleFunc("/exec/{namespace}/{pod}/{container}", session(func(w http.ResponseWriter, r *http.Request, o *remotecommand.Options) {
 		remotecommand.ServeExec(w, r, k, r.PathValue("pod"), "", r.PathValue("container"), r.Form["command"], o, 0, remotecommand.DefaultStreamCreationTimeout, remotecommand.SupportedStreamingProtocols)
 	}))
-	mux.HandleFunc("/attach/{namespace}/{pod}/{container}", k.session(func(w http.ResponseWriter, r *http.Request, o *remotecommand.Options) {
+	mux.HandleFunc("/attach/{namespace}/{pod}/{container}", session(func(w http.ResponseWriter, r *http.Request, o *remotecommand.Options) {
 		remotecommand.ServeAttach(w, r, k, r.PathValue("pod"), "", r.PathValue("container"), o, 0, remotecommand.DefaultStreamCreationTimeout, remotecommand.SupportedStreamingProtocols)
 	}))
 	mux.HandleFunc("/portForward/{namespace}/{pod}", func(w http.ResponseWriter, r *http.Request) {
@@ -83,8 +92,6 @@ func (k *Kubelet) handler() http.Handler {
 			http.Error(w, err.Error(), http.StatusBadRequest)
 			return
 		}
-		k.sessions.Add(1)
-		defer k.sessions.Add(-1)
 		portforward.ServePortForward(w, r, k, r.PathValue("pod"), "", o, 0, remotecommand.DefaultStreamCreationTimeout, portforward.SupportedProtocols)
 	})
 	mux.HandleFunc("/containerLogs/{namespace}/{pod}/{container}", k.logs)
@@ -92,15 +99,13 @@ func (k *Kubelet) handler() http.Handler {
 }
 
 // session reads which streams a request wants.
-func (k *Kubelet) session(serve func(http.ResponseWriter, *http.Request, *remotecommand.Options)) http.HandlerFunc {
+func session(serve func(http.ResponseWriter, *http.Request, *remotecommand.Options)) http.HandlerFunc {
 	return func(w http.ResponseWriter, r *http.Request) {
 		o, err := remotecommand.NewOptions(r)
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusBadRequest)
 			return
 		}
-		k.sessions.Add(1)
-		defer k.sessions.Add(-1)
 		serve(w, r, o)
 	}
 }
@@ -223,8 +228,8 @@ func (k *Kubelet) logs(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	if r.FormValue("follow") == "true" {
-		k.followers.Add(1)
-		defer k.followers.Add(-1)
+		k.follow(r.PathValue("namespace"), 1)
+		defer k.follow(r.PathValue("namespace"), -1)
 		follow(w, r, lines, line)
 	}
 }
