@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/elazarl/goproxy"
+
+	"muxproxy/e2e/measure"
 )
 
 // proxyParameters are those of the roles "goproxy" and "reverse".
@@ -95,5 +97,5 @@ func serveGoproxy(p proxyParameters) error {
 		return err
 	}
 	go http.Serve(ln, proxy)
-	return untilEOF(ln.Addr().String())
+	return measure.UntilEOF(ln.Addr().String())
 }

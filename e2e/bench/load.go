@@ -17,6 +17,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"muxproxy/e2e/measure"
 )
 
 // job is what the load generator is asked to do through one contender.
@@ -79,26 +81,13 @@ func serveLoad(struct{}) error {
 }
 
 // do gives the load generator a job.
-func (p *process) do(j job) (result, error) {
-	text, err := json.Marshal(j)
-	if err != nil {
-		return result{}, err
-	}
-	if _, err := p.in.Write(append(text, '\n')); err != nil {
-		return result{}, fmt.Errorf("load generator: %w", err)
-	}
-	line, err := p.out.ReadBytes('\n')
-	if err != nil {
-		return result{}, fmt.Errorf("load generator: %w", err)
-	}
+func (w *world) do(j job) (result, error) {
 	var r result
-	if err := json.Unmarshal(line, &r); err != nil {
-		return result{}, err
+	err := w.load.Ask(j, &r)
+	if err == nil && r.Error != "" {
+		err = errors.New(r.Error)
 	}
-	if r.Error != "" {
-		return r, errors.New(r.Error)
-	}
-	return r, nil
+	return r, err
 }
 
 // client carries out a job.
@@ -176,13 +165,13 @@ func (c *client) measured(work func() error) error {
 	pids := append(slices.Clone(c.PIDs), os.Getpid())
 	before := make([]time.Duration, len(pids))
 	for i, pid := range pids {
-		before[i] = cpuTime(pid)
+		before[i] = measure.CPUTime(pid)
 	}
 	start := time.Now()
 	err := work()
 	c.result.Time = time.Since(start)
 	for i, pid := range pids {
-		c.CPU = append(c.CPU, cpuTime(pid)-before[i])
+		c.CPU = append(c.CPU, measure.CPUTime(pid)-before[i])
 	}
 	c.Own = c.CPU[len(c.PIDs)]
 	c.CPU = c.CPU[:len(c.PIDs)]

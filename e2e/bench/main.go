@@ -35,6 +35,8 @@ import (
 	"os/signal"
 	"regexp"
 	"time"
+
+	"muxproxy/e2e/measure"
 )
 
 func main() {
@@ -95,10 +97,19 @@ func expression(e **regexp.Regexp) func(string) error {
 	}
 }
 
+// roles are the benchmark's other processes.
+var roles = measure.Roles{
+	"origin":  measure.Role(serveOrigin),
+	"relay":   measure.Role(serveRelay),
+	"load":    measure.Role(serveLoad),
+	"goproxy": measure.Role(serveGoproxy),
+	"reverse": measure.Role(serveReverse),
+}
+
 // run is the program, which is also every other process of the benchmark: "role NAME PARAMETERS".
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if len(args) == 3 && args[0] == "role" {
-		return runRole(args[1], args[2])
+		return roles.Run(args[1], args[2])
 	}
 	o, err := parseOptions(args, stderr)
 	if err != nil {

@@ -12,6 +12,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"muxproxy/e2e/measure"
 )
 
 const (
@@ -75,7 +77,7 @@ func serveOrigin(p originParameters) error {
 	}
 	server := &http.Server{Handler: o, TLSConfig: &tls.Config{Certificates: []tls.Certificate{cert}}}
 	go server.ServeTLS(ln, "", "")
-	return untilEOF(append(addresses, ln.Addr().String())...)
+	return measure.UntilEOF(append(addresses, ln.Addr().String())...)
 }
 
 // origin answers requests in the order they come on a connection, from text that is ready made where it can be.

@@ -3,6 +3,8 @@ package main
 import (
 	"net"
 	"time"
+
+	"muxproxy/e2e/measure"
 )
 
 // relayParameters are those of the role "relay".
@@ -28,7 +30,7 @@ func serveRelay(p relayParameters) error {
 			go relayFar(conn.(*net.TCPConn), p)
 		}
 	}()
-	return untilEOF(ln.Addr().String())
+	return measure.UntilEOF(ln.Addr().String())
 }
 
 func relayFar(client *net.TCPConn, p relayParameters) {

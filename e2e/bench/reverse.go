@@ -16,6 +16,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"muxproxy/e2e/measure"
 )
 
 // reverse does muxproxy's job with the parts of net/http: its server for CONNECT and, on the hijacked connection's TLS, for
@@ -52,7 +54,7 @@ func serveReverse(p proxyParameters) error {
 		return err
 	}
 	go http.Serve(ln, s)
-	return untilEOF(ln.Addr().String())
+	return measure.UntilEOF(ln.Addr().String())
 }
 
 // leaf makes the one leaf that is needed.

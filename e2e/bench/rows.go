@@ -9,23 +9,13 @@ import (
 	"strconv"
 	"strings"
 	"time"
-)
 
-// row is one line of the table.
-type row struct {
-	name    string
-	unit    string
-	digits  int     // after the point
-	against string  // the contender that muxproxy is compared with
-	faster  bool    // the ratio is the other's value over muxproxy's
-	added   bool    // values count from that of direct
-	least   float64 // the ratio that is wanted, or
-	most    float64
-}
+	"muxproxy/e2e/measure"
+)
 
 // measurement gives the values of one or more rows for one contender.
 type measurement struct {
-	rows    []*row
+	rows    []*measure.Row
 	leaves  string // contenders that it leaves out, "mitmproxy direct"
 	measure func(*world, *contender) (sample, error)
 }
@@ -39,30 +29,30 @@ type sample struct {
 // measurements are the rows of the table in its order.
 func measurements() []*measurement {
 	return []*measurement{
-		requests(1, &row{name: "requests/s, 1 connection", unit: "1/s", against: "goproxy", least: 2.0}),
-		requests(16, &row{name: "requests/s, 16 connections", unit: "1/s", against: "goproxy", least: 1.6},
-			&row{name: "CPU a request, 16 connections", unit: "µs", digits: 1, against: "goproxy", most: 0.6}),
-		requests(64, &row{name: "requests/s, 64 connections", unit: "1/s", against: "goproxy", least: 1.6}),
-		connections(false, "", &row{name: "new connection, full handshake", unit: "1/s", against: "goproxy", least: 1.1}),
-		connections(true, "mitmproxy", &row{name: "new connection, resumed", unit: "1/s", against: "goproxy", least: 1.3}),
+		requests(1, &measure.Row{Name: "requests/s, 1 connection", Unit: "1/s", Against: "goproxy", Least: 2.0}),
+		requests(16, &measure.Row{Name: "requests/s, 16 connections", Unit: "1/s", Against: "goproxy", Least: 1.6},
+			&measure.Row{Name: "CPU a request, 16 connections", Unit: "µs", Digits: 1, Against: "goproxy", Most: 0.6}),
+		requests(64, &measure.Row{Name: "requests/s, 64 connections", Unit: "1/s", Against: "goproxy", Least: 1.6}),
+		connections(false, "", &measure.Row{Name: "new connection, full handshake", Unit: "1/s", Against: "goproxy", Least: 1.1}),
+		connections(true, "mitmproxy", &measure.Row{Name: "new connection, resumed", Unit: "1/s", Against: "goproxy", Least: 1.3}),
 		{
-			rows:   []*row{{name: "HTTP/2 requests/s, 16 streams", unit: "1/s", against: "goproxy", least: 1.2}},
+			rows:   []*measure.Row{{Name: "HTTP/2 requests/s, 16 streams", Unit: "1/s", Against: "goproxy", Least: 1.2}},
 			leaves: "mitmproxy", measure: (*world).streams,
 		},
-		transfer("download", false, &row{name: "intercepted bulk, download", unit: "MB/s", against: "goproxy", least: 1}),
-		transfer("upload", false, &row{name: "intercepted bulk, upload", unit: "MB/s", against: "goproxy", least: 1}),
-		transfer("download", true, &row{name: "tunnel bulk, download", unit: "MB/s", against: "goproxy", least: 1}),
-		transfer("upload", true, &row{name: "tunnel bulk, upload", unit: "MB/s", against: "goproxy", least: 1}),
+		transfer("download", false, &measure.Row{Name: "intercepted bulk, download", Unit: "MB/s", Against: "goproxy", Least: 1}),
+		transfer("upload", false, &measure.Row{Name: "intercepted bulk, upload", Unit: "MB/s", Against: "goproxy", Least: 1}),
+		transfer("download", true, &measure.Row{Name: "tunnel bulk, download", Unit: "MB/s", Against: "goproxy", Least: 1}),
+		transfer("upload", true, &measure.Row{Name: "tunnel bulk, upload", Unit: "MB/s", Against: "goproxy", Least: 1}),
 		{
-			rows:   []*row{{name: "a fresh curl, 40 ms away, warm", unit: "ms", digits: 1, against: "direct", faster: true, least: 2}},
+			rows:   []*measure.Row{{Name: "a fresh curl, 40 ms away, warm", Unit: "ms", Digits: 1, Against: "direct", Faster: true, Least: 2}},
 			leaves: "mitmproxy", measure: (*world).curl,
 		},
 		{
-			rows:   []*row{{name: "latency added to an SSE event", unit: "µs", against: "goproxy", added: true, most: 1}},
+			rows:   []*measure.Row{{Name: "latency added to an SSE event", Unit: "µs", Against: "goproxy", Added: true, Most: 1}},
 			leaves: "mitmproxy", measure: (*world).events,
 		},
 		{
-			rows:   []*row{{name: "RSS per idle connection", unit: "KiB", digits: 1, against: "goproxy", most: 0.75}},
+			rows:   []*measure.Row{{Name: "RSS per idle connection", Unit: "KiB", Digits: 1, Against: "goproxy", Most: 0.75}},
 			leaves: "mitmproxy direct", measure: (*world).idleRSS,
 		},
 	}
@@ -71,7 +61,7 @@ func measurements() []*measurement {
 // selectRows gives the measurements of which -only wants a row.
 func selectRows(o options) []*measurement {
 	return slices.DeleteFunc(measurements(), func(m *measurement) bool {
-		return !slices.ContainsFunc(m.rows, func(r *row) bool { return o.only.MatchString(r.name) })
+		return !slices.ContainsFunc(m.rows, func(r *measure.Row) bool { return o.only.MatchString(r.Name) })
 	})
 }
 
@@ -79,7 +69,7 @@ func selectRows(o options) []*measurement {
 func (w *world) measure(all []*measurement, progress io.Writer) error {
 	for round := range w.rounds {
 		for _, m := range all {
-			fmt.Fprintf(progress, "round %d of %d: %s\n", round+1, w.rounds, m.rows[0].name)
+			fmt.Fprintf(progress, "round %d of %d: %s\n", round+1, w.rounds, m.rows[0].Name)
 			for i := range w.contenders {
 				c := w.contenders[(i+round)%len(w.contenders)]
 				if slices.Contains(strings.Fields(m.leaves), c.name) || c.rounds > 0 && round >= c.rounds {
@@ -87,13 +77,13 @@ func (w *world) measure(all []*measurement, progress io.Writer) error {
 				}
 				s, err := m.measure(w, c)
 				if err != nil {
-					return fmt.Errorf("%s, %s: %w", m.rows[0].name, c.name, err)
+					return fmt.Errorf("%s, %s: %w", m.rows[0].Name, c.name, err)
 				}
 				for i, r := range m.rows {
-					add(w.values, r, c, s.values[i])
+					w.values.Add(r, c.name, s.values[i])
 				}
 				if s.cpu >= 0 {
-					add(w.cpu, m.rows[0], c, s.cpu)
+					w.cpu.Add(m.rows[0], c.name, s.cpu)
 				}
 			}
 		}
@@ -101,32 +91,24 @@ func (w *world) measure(all []*measurement, progress io.Writer) error {
 	return nil
 }
 
-// add appends a value.
-func add(all map[*row]map[*contender][]float64, r *row, c *contender, v float64) {
-	if all[r] == nil {
-		all[r] = map[*contender][]float64{}
-	}
-	all[r][c] = append(all[r][c], v)
-}
-
 // perUnit is the proxy's CPU time in µs for one of n.
 func (r result) perUnit(n int64) float64 { return r.CPU[0].Seconds() * 1e6 / float64(max(n, 1)) }
 
 // job prepares what all jobs through c have in common.
 func (w *world) job(kind string, c *contender) job {
-	j := job{Kind: kind, Proxy: c.address, Target: w.intercepted, Roots: c.roots, Token: c.token, Connections: 1, Time: w.time, PIDs: []int{0, w.origin.pid()}}
+	j := job{Kind: kind, Proxy: c.address, Target: w.intercepted, Roots: c.roots, Token: c.token, Connections: 1, Time: w.time, PIDs: []int{0, w.origin.PID()}}
 	if c.process != nil {
-		j.PIDs[0] = c.process.pid()
+		j.PIDs[0] = c.process.PID()
 	}
 	return j
 }
 
 // requests measures the rate of requests on kept connections and, where there is a second row, the proxy's CPU time.
-func requests(n int, rows ...*row) *measurement {
+func requests(n int, rows ...*measure.Row) *measurement {
 	return &measurement{rows: rows, measure: func(w *world, c *contender) (sample, error) {
 		j := w.job("requests", c)
 		j.Connections = n
-		r, err := w.load.do(j)
+		r, err := w.do(j)
 		if err != nil {
 			return sample{}, err
 		}
@@ -139,11 +121,11 @@ func requests(n int, rows ...*row) *measurement {
 }
 
 // connections measures the rate of new connections, by four clients at once.
-func connections(resume bool, leaves string, r *row) *measurement {
-	return &measurement{rows: []*row{r}, leaves: leaves, measure: func(w *world, c *contender) (sample, error) {
+func connections(resume bool, leaves string, r *measure.Row) *measurement {
+	return &measurement{rows: []*measure.Row{r}, leaves: leaves, measure: func(w *world, c *contender) (sample, error) {
 		j := w.job("connections", c)
 		j.Connections, j.Resume = 4, resume
-		got, err := w.load.do(j)
+		got, err := w.do(j)
 		if err != nil {
 			return sample{}, err
 		}
@@ -161,7 +143,7 @@ func (w *world) streams(c *contender) (sample, error) {
 	if c.process == nil {
 		j.Target = w.http2
 	}
-	r, err := w.load.do(j)
+	r, err := w.do(j)
 	if err != nil {
 		return sample{}, err
 	}
@@ -169,14 +151,14 @@ func (w *world) streams(c *contender) (sample, error) {
 }
 
 // transfer measures the rate of one long transfer, through an intercepted connection or a tunnel.
-func transfer(kind string, tunnel bool, r *row) *measurement {
-	return &measurement{rows: []*row{r}, leaves: "mitmproxy", measure: func(w *world, c *contender) (sample, error) {
+func transfer(kind string, tunnel bool, r *measure.Row) *measurement {
+	return &measurement{rows: []*measure.Row{r}, leaves: "mitmproxy", measure: func(w *world, c *contender) (sample, error) {
 		j := w.job(kind, c)
 		j.Bytes = w.bulk
 		if tunnel {
 			j.Target, j.Token, j.Roots = w.tunneled, w.token, []string{w.path("root.pem")}
 		}
-		got, err := w.load.do(j)
+		got, err := w.do(j)
 		if err != nil {
 			return sample{}, err
 		}
@@ -208,14 +190,14 @@ func (w *world) curl(c *contender) (sample, error) {
 		}
 		took = append(took, seconds*1e3)
 	}
-	return sample{[]float64{median(took[1:])}, -1}, nil
+	return sample{[]float64{measure.Median(took[1:])}, -1}, nil
 }
 
 // events measures how long a server-sent event takes.
 func (w *world) events(c *contender) (sample, error) {
 	j := w.job("events", c)
 	j.Events = w.options.events
-	r, err := w.load.do(j)
+	r, err := w.do(j)
 	if err != nil {
 		return sample{}, err
 	}
@@ -231,40 +213,30 @@ func (w *world) idleRSS(c *contender) (sample, error) {
 	if err != nil {
 		return sample{}, err
 	}
-	defer p.stop()
+	defer p.Stop()
 	j := w.job("open", c)
 	j.Proxy = address
 	j.Connections = 16
-	if _, err := w.load.do(j); err != nil { // what is needed once, code pages too, does not count
+	if _, err := w.do(j); err != nil { // what is needed once, code pages too, does not count
 		return sample{}, err
 	}
 	time.Sleep(settle)
-	before, err := rss(p.pid())
+	before, err := measure.RSS(p.PID())
 	if err != nil {
 		return sample{}, err
 	}
 	j.Connections = w.idle
-	if _, err := w.load.do(j); err != nil {
+	if _, err := w.do(j); err != nil {
 		return sample{}, err
 	}
 	time.Sleep(settle)
-	after, err := rss(p.pid())
+	after, err := measure.RSS(p.PID())
 	if err != nil {
 		return sample{}, err
 	}
 	j = w.job("open", c)
-	if _, err := w.load.do(j); err != nil { // has the load generator close what it holds
+	if _, err := w.do(j); err != nil { // has the load generator close what it holds
 		return sample{}, err
 	}
 	return sample{[]float64{float64(after-before) / 1024 / float64(w.idle)}, -1}, nil
 }
-
-// median gives the middle of the values, or the mean of the two in the middle.
-func median(values []float64) float64 {
-	s := slices.Sorted(slices.Values(values))
-	n := len(s)
-	return (s[(n-1)/2] + s[n/2]) / 2
-}
-
-// format gives a value as the table shows it.
-func (r *row) format(v float64) string { return strconv.FormatFloat(v, 'f', r.digits, 64) }

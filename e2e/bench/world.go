@@ -22,6 +22,8 @@ import (
 	"path/filepath"
 	"slices"
 	"time"
+
+	"muxproxy/e2e/measure"
 )
 
 // distance is the round trip to the origin behind the relay.
@@ -34,15 +36,15 @@ type world struct {
 	dir   string
 	token string // the credential
 
-	origin, relay, load *process
+	origin, relay, load *measure.Process
 	intercepted         string // "localhost:4001": the origin's port that proxies intercept
 	tunneled            string // the one that they tunnel to
 	http2               string // net/http's, for the direct row
 	far                 string // the intercepted one at a distance
 	contenders          []*contender
 
-	values map[*row]map[*contender][]float64 // in the order of rounds
-	cpu    map[*row]map[*contender][]float64 // µs of the proxy, for one request, connection or MB
+	values measure.Values
+	cpu    measure.Values // µs of the proxy, for one request, connection or MB
 	shares map[*contender][]shares
 }
 
@@ -56,8 +58,8 @@ type contender struct {
 	token  string
 	roots  []string // files that its clients trust
 	// start makes another process of it and says where it listens; nil where there is no proxy.
-	start   func() (*process, string, error)
-	process *process
+	start   func() (*measure.Process, string, error)
+	process *measure.Process
 	address string
 }
 
@@ -68,7 +70,7 @@ func newWorld(ctx context.Context, o options) (*world, error) {
 	}
 	w := &world{
 		options: o, ctx: ctx, dir: dir, token: "bench-" + rand.Text(),
-		values: map[*row]map[*contender][]float64{}, cpu: map[*row]map[*contender][]float64{}, shares: map[*contender][]shares{},
+		values: measure.Values{}, cpu: measure.Values{}, shares: map[*contender][]shares{},
 	}
 	if err := w.begin(); err != nil {
 		w.close()
@@ -84,19 +86,19 @@ func (w *world) begin() (err error) {
 	if err := w.writeCertificates(); err != nil {
 		return err
 	}
-	w.origin, err = startRole(w.ctx, "origin", originParameters{Cert: w.path("origin.pem"), Key: w.path("origin-key.pem"), Token: w.token})
+	w.origin, err = measure.StartRole(w.ctx, "origin", originParameters{Cert: w.path("origin.pem"), Key: w.path("origin-key.pem"), Token: w.token})
 	if err != nil {
 		return err
 	}
-	w.relay, err = startRole(w.ctx, "relay", relayParameters{To: w.origin.addresses[0], RTT: distance})
+	w.relay, err = measure.StartRole(w.ctx, "relay", relayParameters{To: w.origin.Addresses[0], RTT: distance})
 	if err != nil {
 		return err
 	}
 	for i, at := range []*string{&w.intercepted, &w.tunneled, &w.http2} {
-		*at = onHost(w.origin.addresses[i])
+		*at = onHost(w.origin.Addresses[i])
 	}
-	w.far = onHost(w.relay.addresses[0])
-	if w.load, err = startRole(w.ctx, "load", struct{}{}); err != nil {
+	w.far = onHost(w.relay.Addresses[0])
+	if w.load, err = measure.StartRole(w.ctx, "load", struct{}{}); err != nil {
 		return err
 	}
 	return w.addContenders()
@@ -111,12 +113,12 @@ func onHost(address string) string {
 func (w *world) close() {
 	for _, c := range w.contenders {
 		if c.process != nil {
-			c.process.stop()
+			c.process.Stop()
 		}
 	}
-	for _, p := range []*process{w.load, w.relay, w.origin} {
+	for _, p := range []*measure.Process{w.load, w.relay, w.origin} {
 		if p != nil {
-			p.stop()
+			p.Stop()
 		}
 	}
 	os.RemoveAll(w.dir)
@@ -134,13 +136,13 @@ func (w *world) addContenders() error {
 		CACert: w.path("ca.pem"), CAKey: w.path("ca-key.pem"), Roots: w.path("root.pem"),
 		Token: w.token, Tunneled: []string{w.tunneled},
 	}
-	opponent := func(role string) func() (*process, string, error) {
-		return func() (*process, string, error) {
-			process, err := startRole(w.ctx, role, p)
+	opponent := func(role string) func() (*measure.Process, string, error) {
+		return func() (*measure.Process, string, error) {
+			process, err := measure.StartRole(w.ctx, role, p)
 			if err != nil {
 				return nil, "", err
 			}
-			return process, process.addresses[0], nil
+			return process, process.Addresses[0], nil
 		}
 	}
 	w.contenders = []*contender{
@@ -196,7 +198,7 @@ ca_file = %q
 `
 
 // startMuxproxy starts the real program in a home of its own.
-func (w *world) startMuxproxy() (*process, string, error) {
+func (w *world) startMuxproxy() (*measure.Process, string, error) {
 	home, err := os.MkdirTemp(w.dir, "home")
 	if err != nil {
 		return nil, "", err
@@ -221,14 +223,14 @@ func (w *world) startMuxproxy() (*process, string, error) {
 	}
 	// Each home has a CA of its own: the file gathers them.
 	if err := appendURL(w.path("muxproxy-ca.pem"), "http://"+address+"/proxy/ca.pem"); err != nil {
-		p.stop()
+		p.Stop()
 		return nil, "", err
 	}
 	return p, address, nil
 }
 
 // startMitmproxy starts mitmdump without its log of requests.
-func (w *world) startMitmproxy() (*process, string, error) {
+func (w *world) startMitmproxy() (*measure.Process, string, error) {
 	address, err := freeAddress()
 	if err != nil {
 		return nil, "", err
@@ -251,14 +253,14 @@ func freeAddress() (string, error) {
 }
 
 // startProgram starts cmd and waits until something listens at the address. What it prints is shown only where it fails.
-func (w *world) startProgram(cmd *exec.Cmd, address string) (*process, error) {
+func (w *world) startProgram(cmd *exec.Cmd, address string) (*measure.Process, error) {
 	var log bytes.Buffer
 	cmd.Stderr = &log
-	p, err := startProcess(cmd)
+	p, err := measure.Start(cmd)
 	if err != nil {
 		return nil, err
 	}
-	go io.Copy(io.Discard, p.out) // ends with the process
+	go io.Copy(io.Discard, p.Out) // ends with the process
 	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
 		if conn, err := net.Dial("tcp", address); err == nil {
 			return p, conn.Close()
@@ -267,7 +269,7 @@ func (w *world) startProgram(cmd *exec.Cmd, address string) (*process, error) {
 			break
 		}
 	}
-	p.stop()
+	p.Stop()
 	return nil, fmt.Errorf("%s does not listen on %s: %s", cmd.Path, address, log.Bytes())
 }
 
