@@ -2,6 +2,7 @@ package main
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -184,7 +185,7 @@ const jobWait = 2 * time.Minute
 // connection is one TLS connection to the origin, through the proxy or not.
 type connection struct {
 	*tls.Conn
-	answers
+	measure.Answers
 }
 
 // dial opens a connection; config may be the client's own with a session cache.
@@ -211,7 +212,27 @@ func (c *client) dial(config *tls.Config) (*connection, error) {
 		conn.Close()
 		return nil, err
 	}
-	return &connection{tc, answers{bufio.NewReader(tc)}}, nil
+	return &connection{tc, measure.NewAnswers(tc)}, nil
+}
+
+// expect reads an answer that must have this status and so many bytes of content.
+func (c *connection) expect(status int, length int) error {
+	got, content, err := c.Head()
+	if err != nil {
+		return err
+	}
+	if got != status {
+		return fmt.Errorf("status %d", got)
+	}
+	var buf [smallBytes + 1]byte
+	n, err := io.ReadFull(content, buf[:])
+	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
+		return err
+	}
+	if n != length || !bytes.Equal(buf[:n], pattern[:n]) {
+		return fmt.Errorf("%d bytes of content, %d of them expected, or other bytes", n, length)
+	}
+	return nil
 }
 
 // connect asks the proxy for the target. Nothing follows the answer until the client speaks.
@@ -354,7 +375,7 @@ func (c *client) download() error {
 		if _, err := conn.Write(c.request("GET", "/download?"+strconv.FormatInt(c.Bytes, 10), 0)); err != nil {
 			return err
 		}
-		status, body, err := conn.head()
+		status, body, err := conn.Head()
 		if err != nil {
 			return err
 		}
@@ -399,7 +420,7 @@ func (c *client) events() error {
 	if _, err := conn.Write(c.request("GET", fmt.Sprintf("/events?%d,%v", c.Events, eventGap), 0)); err != nil {
 		return err
 	}
-	status, body, err := conn.head()
+	status, body, err := conn.Head()
 	if err != nil || status != 200 {
 		return fmt.Errorf("events: status %d: %v", status, err)
 	}

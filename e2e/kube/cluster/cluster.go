@@ -303,6 +303,11 @@ func (c *Cluster) Canaries() []string {
 // Tokens gives what the users of the kubeconfig have.
 func (c *Cluster) Tokens() Tokens { return c.tokens }
 
+// ServingFiles are the files of the certificate and key that all servers on 127.0.0.1 may have.
+func (c *Cluster) ServingFiles() (cert, key string) {
+	return c.file("serving.pem"), c.file("serving-key.pem")
+}
+
 // freeAddress gives an address of loopback on which nobody listens.
 func freeAddress() (string, error) {
 	ln, err := net.Listen("tcp", "127.0.0.1:0")

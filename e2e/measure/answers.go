@@ -1,20 +1,22 @@
-package main
+package measure
 
 import (
 	"bufio"
 	"bytes"
-	"errors"
 	"fmt"
 	"io"
 	"net/http/httputil"
 	"strconv"
 )
 
-// answers reads HTTP/1.1 answers, as little of them as it takes to know that they are right.
-type answers struct{ br *bufio.Reader }
+// Answers reads HTTP/1.1 answers, as little of them as it takes to know that they are right.
+type Answers struct{ br *bufio.Reader }
 
-// head reads the head of an answer and gives its content.
-func (a answers) head() (status int, content io.Reader, err error) {
+// NewAnswers reads a connection.
+func NewAnswers(conn io.Reader) Answers { return Answers{bufio.NewReader(conn)} }
+
+// Head reads the head of an answer and gives its content.
+func (a Answers) Head() (status int, content io.Reader, err error) {
 	line, err := a.br.ReadSlice('\n')
 	if err != nil {
 		return 0, nil, err
@@ -66,24 +68,4 @@ func (c *chunkedContent) Read(p []byte) (int, error) {
 		}
 	}
 	return n, err
-}
-
-// expect reads an answer that must have this status and so many bytes of content.
-func (a answers) expect(status int, length int) error {
-	got, content, err := a.head()
-	if err != nil {
-		return err
-	}
-	if got != status {
-		return fmt.Errorf("status %d", got)
-	}
-	var buf [smallBytes + 1]byte
-	n, err := io.ReadFull(content, buf[:])
-	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, io.ErrUnexpectedEOF) {
-		return err
-	}
-	if n != length || !bytes.Equal(buf[:n], pattern[:n]) {
-		return fmt.Errorf("%d bytes of content, %d of them expected, or other bytes", n, length)
-	}
-	return nil
 }
