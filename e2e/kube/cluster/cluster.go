@@ -61,6 +61,7 @@ type Tokens struct {
 // process is a server's.
 type process struct {
 	cmd   *exec.Cmd
+	log   string // a file
 	ended chan struct{}
 }
 
@@ -178,7 +179,7 @@ func (c *Cluster) StartAPIServer() error {
 	}
 	_, port, _ := net.SplitHostPort(c.Server)
 	p, err := c.start("kube-apiserver",
-		"--etcd-servers", c.etcd, "--bind-address=127.0.0.1", "--advertise-address=127.0.0.1", "--secure-port", port,
+		"--etcd-servers", c.etcd, "--bind-address=127.0.0.1", "--advertise-address=127.0.0.1", "--endpoint-reconciler-type=none", "--secure-port", port,
 		"--tls-cert-file", c.file("serving.pem"), "--tls-private-key-file", c.file("serving-key.pem"), "--cert-dir", c.dir,
 		"--client-ca-file", c.file("ca.pem"), "--token-auth-file", c.file("tokens.csv"), "--authorization-mode=RBAC",
 		"--requestheader-client-ca-file", c.file("ca.pem"), "--requestheader-allowed-names", Admin,
@@ -210,7 +211,7 @@ func (c *Cluster) start(tool string, args ...string) (*process, error) {
 		return nil, err
 	}
 	defer log.Close()
-	p := &process{cmd: exec.Command(filepath.Join(c.tools, "bin", tool), args...), ended: make(chan struct{})}
+	p := &process{cmd: exec.Command(filepath.Join(c.tools, "bin", tool), args...), log: log.Name(), ended: make(chan struct{})}
 	p.cmd.Stdout, p.cmd.Stderr = log, log
 	p.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := p.cmd.Start(); err != nil {
@@ -235,7 +236,8 @@ func (p *process) await(what string, check func() error) error {
 		select {
 		case <-tick.C:
 		case <-p.ended:
-			return fmt.Errorf("%s ended: %s: its log is %s", what, p.cmd.ProcessState, p.cmd.Stdout.(*os.File).Name())
+			text, _ := os.ReadFile(p.log)
+			return fmt.Errorf("%s ended: %s: %s", what, p.cmd.ProcessState, text[max(0, len(text)-3000):])
 		case <-deadline.C:
 			return fmt.Errorf("%s does not answer: %w", what, err)
 		}

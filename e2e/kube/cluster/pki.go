@@ -78,8 +78,8 @@ func (a *authority) sign(c *x509.Certificate) (pair, error) {
 
 // keyPEM gives a key as the API server reads it.
 func keyPEM(key *ecdsa.PrivateKey) ([]byte, error) {
-	der, err := x509.MarshalPKCS8PrivateKey(key)
-	return pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), err
+	der, err := x509.MarshalECPrivateKey(key)
+	return pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der}), err
 }
 
 // tls gives the pair for a tls.Config.
