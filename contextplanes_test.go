@@ -31,8 +31,8 @@ func contextPorts(t *testing.T) (toml string, kube, talos int) {
 	return fmt.Sprintf("k8s_proxy_port = %d\ntalos_gateway_port = %d\n", ports[0], ports[1]), ports[0], ports[1]
 }
 
-// apiServer answers every request with what authenticates it.
-func apiServer(t *testing.T) *httptest.Server {
+// echoAPIServer answers every request with what authenticates it.
+func echoAPIServer(t *testing.T) *httptest.Server {
 	t.Helper()
 	s := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		fmt.Fprint(w, r.Method, " ", r.RequestURI, " ", r.Header.Get("Authorization"))
@@ -66,7 +66,7 @@ func (h *host) talosconfig(t *testing.T, context string) {
 }
 
 func TestTheHostsContextsAreServedAndContainersAreToldOfThem(t *testing.T) {
-	api := apiServer(t)
+	api := echoAPIServer(t)
 	h := newHost(t)
 	h.kubeconfig(t, "dev", api.URL)
 	h.talosconfig(t, "lab")
@@ -117,7 +117,7 @@ func TestAKubeconfigThatComesLaterOpensThePort(t *testing.T) {
 	if to := d.handover(authority{"host.docker.internal", uint16(kube)}); to != nil {
 		t.Error("a plane that is off is handed connections")
 	}
-	h.kubeconfig(t, "kind", apiServer(t).URL)
+	h.kubeconfig(t, "kind", echoAPIServer(t).URL)
 	if err := d.reload(); err != nil {
 		t.Fatal(err)
 	}
@@ -131,7 +131,7 @@ func TestAKubeconfigThatComesLaterOpensThePort(t *testing.T) {
 
 func TestOnlyThePortsOfPlanesThatAreOnAreHandedOver(t *testing.T) {
 	h := newHost(t)
-	h.kubeconfig(t, "dev", apiServer(t).URL)
+	h.kubeconfig(t, "dev", echoAPIServer(t).URL)
 	h.talosconfig(t, "lab")
 	ports, kube, talos := contextPorts(t)
 	port := h.configure(t, ports+"docker_host = \"host.example\"\n")
@@ -159,7 +159,7 @@ func TestOnlyThePortsOfPlanesThatAreOnAreHandedOver(t *testing.T) {
 
 func TestAContainerThatIgnoresNoProxyReachesThePlanesThroughTheProxy(t *testing.T) {
 	h := newHost(t)
-	h.kubeconfig(t, "dev", apiServer(t).URL)
+	h.kubeconfig(t, "dev", echoAPIServer(t).URL)
 	ports, kube, _ := contextPorts(t)
 	port := h.configure(t, ports)
 	d := h.start(t)
@@ -200,7 +200,7 @@ func TestAPlaneWhoseFileTheConfigNamesMustServe(t *testing.T) {
 
 func TestFlagsTurnThePlanesOff(t *testing.T) {
 	h := newHost(t)
-	h.kubeconfig(t, "dev", apiServer(t).URL)
+	h.kubeconfig(t, "dev", echoAPIServer(t).URL)
 	h.talosconfig(t, "lab")
 	ports, _, _ := contextPorts(t)
 	h.configure(t, ports)
