@@ -1,0 +1,128 @@
+package talos
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"strings"
+	"testing"
+)
+
+// commands are run directly with the certificate, through the gateway on the host, and in a container: all three must do the same.
+var commands = []struct {
+	name, script string
+	expect       string // in stdout or stderr
+	code         int
+}{
+	{"version", `talosctl version`, "Tag:         v1.13.9", 0},
+	{"version of two nodes", `talosctl -n 10.5.0.2,10.5.0.3 version`, "10.5.0.3", 0},
+	{"version of a node that is gone", `talosctl -n 10.5.0.2,10.5.0.99 version`, "no route to host", 1},
+	{"dmesg", `talosctl dmesg`, "message 399 of the kernel", 0},
+	{"dmesg of two nodes", `talosctl -n 10.5.0.2,10.5.0.3 dmesg | sort`, "10.5.0.3: ", 0},
+	{"logs", `talosctl logs kubelet`, "kubelet says 399", 0},
+	{"logs of no service", `talosctl logs nothing`, `log "nothing" was not registered`, 0},
+	{"read", `talosctl read /etc/os-release`, "ID=talos", 0},
+	{"read 10 MB", `talosctl read /var/log/big | sha256sum`, "", 0},
+	{"read no file", `talosctl read /nothing`, "no such file or directory", 1},
+	{"cp to a directory", `talosctl cp /var/log x && find x -type f -exec sha256sum {} +`, "x/var/log/big", 0},
+	{"cp to stdout", `talosctl cp /etc - | tar tz`, "etc/os-release", 0},
+	{"memory", `talosctl memory`, "16777216", 0},
+	{"services", `talosctl services`, "kubelet", 0},
+	{"time", `talosctl time`, "2026-08-21 10:00:00", 0},
+	{"get of a type", `talosctl get hostname`, "HostnameStatus", 0},
+	{"get of one resource", `talosctl get hostname hostname -o yaml`, "hostname: talos-cp-1", 0},
+	{"get of no type", `talosctl get nothing`, `"nothing" is not registered`, 1},
+	{"etcd snapshot", `talosctl etcd snapshot db 2>/dev/null && sha256sum <db`, "snapshot info: hash", 0},
+	{"apply-config", "printf 'version: v1alpha1\\nmachine:\\n  type: worker\\n' >mc.yaml\ntalosctl apply-config --mode no-reboot -f mc.yaml", "Applied configuration without a reboot", 0},
+	{"apply-config of 3 MB", "{ echo version: v1alpha1; head -c 3000000 /dev/zero | tr '\\0' '#'; } >mc.yaml\ntalosctl apply-config --mode no-reboot -f mc.yaml", "Applied configuration without a reboot", 0},
+	{"apply-config that is wrong", "echo nonsense: 1 >mc.yaml; talosctl apply-config --mode no-reboot -f mc.yaml", "unknown keys found", 1},
+	{"another context", `talosctl --context lab dmesg`, "this is lab", 0},
+	{"one context after the other", `talosctl --context prod version --short; talosctl --context lab version --short`, "10.5.0.3", 0},
+}
+
+// testCommands: every command does through the gateway what it does with the certificate.
+func testCommands(t *testing.T, w *world) {
+	var scripts []string
+	for _, c := range commands {
+		scripts = append(scripts, c.script)
+	}
+	for _, v := range versions {
+		t.Run(v.name, func(t *testing.T) {
+			want := w.runAll(t, direct, v.variable, scripts...)
+			for _, by := range []way{gateway, container} {
+				got := w.runAll(t, by, v.variable, scripts...)
+				for i, c := range commands {
+					t.Run(fmt.Sprintf("%s by %s", c.name, by), func(t *testing.T) {
+						if got[i] != want[i] {
+							t.Errorf("%+v\ndirectly: %+v", shortened(got[i]), shortened(want[i]))
+						}
+						if got[i].code != c.code || !strings.Contains(got[i].stdout+got[i].stderr, c.expect) {
+							t.Errorf("%+v, want code %d and %q", shortened(got[i]), c.code, c.expect)
+						}
+					})
+				}
+			}
+		})
+	}
+	t.Run("the bytes are those of the node", func(t *testing.T) {
+		for _, v := range versions {
+			got := w.runAll(t, gateway, v.variable, `talosctl read /var/log/big | sha256sum`, `talosctl etcd snapshot db >/dev/null 2>&1 && sha256sum <db`)
+			for i, text := range [][]byte{w.bigFile, w.prod.Snapshot} {
+				if want := fmt.Sprintf("%x", sha256.Sum256(text)); !strings.HasPrefix(got[i].stdout, want) {
+					t.Errorf("talosctl %s: sha256 %.64s, want %s", v.name, got[i].stdout, want)
+				}
+			}
+		}
+	})
+	t.Run("the configuration that was applied arrived", func(t *testing.T) {
+		text, n := w.prod.Applied()
+		if want := 2 * 3 * len(versions); n != want || len(text) < 3000000 {
+			t.Errorf("%d configurations, want %d; the last has %d bytes", n, want, len(text))
+		}
+	})
+}
+
+// shortened is an answer as a failure prints it.
+func shortened(a answer) answer {
+	cut := func(s string) string {
+		if len(s) > 600 {
+			return s[:300] + " … " + s[len(s)-300:]
+		}
+		return s
+	}
+	return answer{a.code, cut(a.stdout), cut(a.stderr)}
+}
+
+// testStreams: what goes on for as long as one looks.
+func testStreams(t *testing.T, w *world) {
+	for _, v := range versions {
+		for _, by := range []way{gateway, container} {
+			t.Run(v.name+" by "+by.String(), func(t *testing.T) {
+				for _, tt := range []struct {
+					command, history string
+					add              func(word string)
+				}{
+					{"dmesg -f", "message 399 of the kernel", func(word string) { w.prod.Kernel.Add("kern:    info: " + word) }},
+					{"logs -f kubelet", "kubelet says 399", w.prod.Kubelet.Add},
+					{"events --tail -1", "Health check successful", func(word string) { w.prod.AddEvent("kubelet", word) }},
+				} {
+					t.Run(tt.command, func(t *testing.T) { w.follow(t, by, v.variable, tt.command, tt.history, tt.add) })
+				}
+			})
+		}
+	}
+}
+
+// follow expects what was there, then, one after the other, words that come later, and the end on Ctrl-C.
+func (w *world) follow(t *testing.T, by way, variable, command, history string, add func(string)) {
+	t.Helper()
+	p := w.start(t, by, variable, "exec "+program(t, by, variable)+" "+command)
+	p.expect(t, history)
+	for i := range 3 {
+		word := fmt.Sprintf("later %d of %s", i, t.Name())
+		add(word)
+		p.expect(t, word)
+	}
+	p.interrupt(t)
+	// The line comes when the stream has ended, which Ctrl-C of the client is.
+	w.line(t, func(l line) bool { return l.Context == "prod" && !l.Open && l.grpc() == codeCanceled && l.ID != "" })
+}
