@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -104,6 +105,9 @@ func (c *Cluster) Copy(r *machine.CopyRequest, s dataStream) error {
 	for path, text := range c.files {
 		if strings.HasPrefix(path, r.RootPath) {
 			files[strings.TrimPrefix(path, "/")] = text
+			for dir := filepath.Dir(path); dir != "/"; dir = filepath.Dir(dir) {
+				files[strings.TrimPrefix(dir, "/")+"/"] = nil
+			}
 		}
 	}
 	c.mu.Unlock()
@@ -114,12 +118,16 @@ func (c *Cluster) Copy(r *machine.CopyRequest, s dataStream) error {
 	return sendChunks(s, archive)
 }
 
+// tarGz archives files; a name that ends in a slash is a directory.
 func tarGz(files map[string][]byte) ([]byte, error) {
 	var b bytes.Buffer
 	z := gzip.NewWriter(&b)
 	t := tar.NewWriter(z)
 	for _, name := range slices.Sorted(maps.Keys(files)) {
 		h := &tar.Header{Typeflag: tar.TypeReg, Name: name, Size: int64(len(files[name])), Mode: 0o644, ModTime: clockTime}
+		if strings.HasSuffix(name, "/") {
+			h.Typeflag, h.Mode = tar.TypeDir, 0o755
+		}
 		if err := t.WriteHeader(h); err != nil {
 			return nil, err
 		}

@@ -142,14 +142,17 @@ func (w *world) lines(t testing.TB) []line {
 func (w *world) line(t *testing.T, match func(line) bool) line {
 	t.Helper()
 	var found line
+	var last []line
 	testbed.Eventually(t, "an audit line", answerLimit, func() error {
-		for _, l := range w.lines(t) {
+		all := w.lines(t)
+		last = all[max(0, len(all)-3):]
+		for _, l := range all {
 			if l.Plane == "talos" && match(l) {
 				found = l
 			}
 		}
 		if found.ID == "" {
-			return errors.New("none")
+			return fmt.Errorf("none, the last are %+v", last)
 		}
 		return nil
 	})

@@ -1,6 +1,8 @@
 package talos
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -27,9 +29,11 @@ type quiet struct {
 func (w *world) startQuiet(t *testing.T) *quiet {
 	t.Helper()
 	conn := w.dialGateway(t, grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}))
-	s, err := openStream(metadata.AppendToOutgoingContext(t.Context(), "context", "lab"), conn, machine.MachineService_Dmesg_FullMethodName)
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+	t.Cleanup(cancel)
+	s, err := openStream(metadata.AppendToOutgoingContext(ctx, "context", "lab"), conn, machine.MachineService_Dmesg_FullMethodName)
 	if err == nil {
-		err = s.SendMsg(&machine.DmesgRequest{Follow: true, Tail: true})
+		err = errors.Join(s.SendMsg(&machine.DmesgRequest{Follow: true, Tail: true}), s.CloseSend())
 	}
 	if err != nil {
 		t.Fatal(err)
