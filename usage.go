@@ -105,13 +105,14 @@ Files, in the mux-dir (0700):
   proxy.toml           the config, optional
   proxy-ca.pem         the CA roots, mounted at /etc/mux/proxy-ca.pem
   client/              trust bundle and client configs, mounted at /etc/mux/client
+  kube/, talos/        the containers' kubeconfig and talosconfig, mounted at /etc/mux/kube and /etc/mux/talos
   proxy-ca-key.pem     the CA's keys: never mounted, never shown
   audit.jsonl          one JSON line a request
   run.lock             held by the one muxproxy that runs here
   control.sock         where the other commands ask it
 ~/.secrets/NAME holds one credential each (0600): github, anthropic, npm, …
 
-Signals: SIGHUP reloads config, rules and credentials and reopens the audit log;
+Signals: SIGHUP reloads config, rules, credentials and contexts and reopens the audit log;
 the first SIGINT or SIGTERM drains, the second ends at once.
 
 muxproxy run's own HTTPS_PROXY, HTTP_PROXY and NO_PROXY are honoured on the way out.
