@@ -332,7 +332,9 @@ func TestWatchesShareConnections(t *testing.T) {
 	u := s.upstream(t, "token: good")
 	var all sync.WaitGroup
 	for i := range n {
-		all.Go(func() { ask(t, u, "GET", []string{"/?watch=1", "/?watch=true", "/log?follow=true", "/api/v1/watch/pods"}[i%4], nil) })
+		all.Go(func() {
+			ask(t, u, "GET", []string{"/?watch=1", "/?watch=true", "/log?follow=true", "/api/v1/watch/pods"}[i%4], nil)
+		})
 	}
 	all.Wait()
 	t.Logf("%d watches over %d connections", n, s.conns.Load())

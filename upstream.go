@@ -99,18 +99,12 @@ func (u *upstream) transport() *http.Transport {
 // (RFC 9110 §9.2.2).
 func (u *upstream) RoundTrip(r *http.Request) (*http.Response, error) {
 	if r.ProtoMajor == 2 && r.Header.Get("Te") != "" {
-		return u.multiplexed(r)
+		res, err := u.roundTrip2(r)
+		if !errors.Is(err, errNoHTTP2) {
+			return res, err
+		}
 	}
 	return u.pooled(r)
-}
-
-// multiplexed sends r over HTTP/2 where the server offers it.
-func (u *upstream) multiplexed(r *http.Request) (*http.Response, error) {
-	res, err := u.roundTrip2(r)
-	if errors.Is(err, errNoHTTP2) {
-		return u.pooled(r)
-	}
-	return res, err
 }
 
 // pooled sends r over HTTP/1.1.
