@@ -292,6 +292,7 @@ func (k *kubeconfig) tellSlugsApart() {
 		slug := kubeSlug(c.name)
 		if other, ok := taken[slug]; ok && other != c.name {
 			c.err = fmt.Errorf("its path segment is the name of context %q: rename one of them", other)
+			continue
 		}
 		taken[slug] = c.name
 	}
