@@ -294,6 +294,7 @@ func TestDoorRefusesWhatIsNoRequestOfAContainer(t *testing.T) {
 		{"dot segments that stay behind proxy", "GET /api/v1/namespaces/a/pods/b/proxy/x/../y", 200, ""},
 		{"dot segments that lead out of proxy", "GET /api/v1/namespaces/a/pods/b/proxy/x/../../y", 400, "door: ambiguous path"},
 		{"empty segments that hide it", "GET /api/v1/namespaces/a/pods/b/proxy/x//../../y", 400, "door: ambiguous path"},
+		{"a malformed escape that hides it", "GET /api/v1/namespaces/a/pods/b/proxy/%25zz/../../y", 400, "door: ambiguous path"},
 		{"escaped twice behind proxy", "GET /api/v1/namespaces/a/pods/b/proxy/%252e%252e/y", 400, "door: ambiguous path"},
 		{"impersonation", "GET /api\r\nImpersonate-User: admin", 403, "door: impersonation"},
 		{"impersonation by underscores", "GET /api\r\nimpersonate_user: admin", 403, "door: impersonation"},
@@ -396,6 +397,17 @@ func TestAuditLineOfARequestIsWrittenBeforeItsLastByte(t *testing.T) {
 		want.Injected, want.Decision, want.Code = true, "injected", 200
 		if l != want {
 			t.Errorf("got  %+v\nwant %+v", l, want)
+		}
+	}
+}
+
+func TestAuditLineDoesNotWaitForTheEndOfAWholeAnswer(t *testing.T) {
+	p := newTestKube(t, echo, kubePlaneConfig{})
+	x := &kubeExchange{k: p.kubePlane, ctx: t.Context()}
+	x.answer.ReadCloser, x.answer.x, x.answer.left = io.NopCloser(strings.NewReader("12345")), x, 5
+	for _, audited := range []bool{false, true} { // this reader tells its end by one Read more
+		if n, err := x.answer.Read(make([]byte, 3)); n == 0 || err != nil || x.audited != audited {
+			t.Errorf("read %d, %v, audited %t", n, err, x.audited)
 		}
 	}
 }

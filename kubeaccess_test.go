@@ -237,7 +237,7 @@ func TestSecretsOfTheTokenTypeAreFoundInAnyDisguise(t *testing.T) {
 		{"an unknown type", post + "\r\nContent-Type: text/plain\r\n\r\n{}", false},
 		{"a patch of no type", patch + "\r\n\r\n{}", false},
 		{"two types", post + json + "\r\nContent-Type: application/yaml\r\n\r\n{}", false},
-		{"compressed", post + json + "\r\nContent-Encoding: gzip\r\n\r\n\x1f\x8b", false},
+		{"compressed", post + json + "\r\nContent-Encoding: gzip\r\n\r\n{}", false},
 		{"not JSON", post + json + "\r\n\r\ntype: Opaque", false},
 		{"two of JSON", post + json + "\r\n\r\n{}{}", false},
 		{"too large", post + json + "\r\n\r\n\"" + strings.Repeat("A", 3<<20) + "\"", false},

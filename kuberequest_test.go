@@ -50,6 +50,18 @@ func TestRequestsAreReadAsTheAPIServerReadsThem(t *testing.T) {
 	}
 }
 
+func TestFieldSelectorNamesOneObject(t *testing.T) {
+	for selector, want := range map[string]string{
+		"": "", "metadata.name=a": "a", "metadata.name==a": "a", "metadata.name!=a": "", "metadata.name!==b,metadata.name=a": "", "metadata.name===a": "",
+		"x=1,metadata.name=a": "a", "metadata.name=b,metadata.name=a": "a", "metadata.name=,metadata.name=a": "", `metadata.name=a\,b`: "a,b", `metadata.name=a\`: "", `metadata.name=a\x`: "",
+		"metadata.name=a,x": "", "metadata.name=..": "", "metadata.name=a/b": "", "metadata.name=a%": "", ",,metadata.name=a": "a", " metadata.name=a": "",
+	} {
+		if got := selectedName(selector); got != want {
+			t.Errorf("%q: %q, want %q", selector, got, want)
+		}
+	}
+}
+
 // readPlainly is a second reading of a path, after the API server's documentation and with no thought of speed.
 func readPlainly(method, path string) (verb, group, namespace, resource, subresource, name string, isResource bool) {
 	verb = strings.ToLower(method)
