@@ -5,9 +5,9 @@ import (
 	"io"
 	"net"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
-	"time"
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
@@ -93,19 +93,22 @@ func fuzzRelay(t *testing.T, client, upstream []byte) {
 		}
 		return append(s.fields, hpack.HeaderField{Name: "forwarded-by", Value: "owner"})
 	}
-	ended := make(chan uint32, 100)
+	ended, served := make(chan uint32, 100), make(chan struct{})
+	var peers sync.WaitGroup
 	owner.ended = func(s *h2Stream, e h2End) { ended <- s.id }
 	owner.open = func(ctx context.Context, s *h2Stream, hello []byte) (*h2Upstream, *h2Refusal) {
 		near, far := bufferedPipe()
 		framer := http2.NewFramer(far, nil)
-		go func() {
+		peers.Go(func() {
 			defer far.Close()
 			io.CopyN(io.Discard, far, int64(len(http2.ClientPreface)))
 			framer.WriteSettings()
-			go onlyJudged(t, far)
+			peers.Go(func() { onlyJudged(t, far) })
 			fuzzPeer(far, upstream)
-			time.Sleep(time.Second)
-		}()
+			if len(upstream)%2 == 0 { // else it leaves before the client
+				<-served
+			}
+		})
 		up, err := greetH2(ctx, near, hello)
 		if err != nil {
 			return nil, &h2Refusal{14, err.Error()}
@@ -113,15 +116,15 @@ func fuzzRelay(t *testing.T, client, upstream []byte) {
 		return up, nil
 	}
 	near, far := bufferedPipe()
-	served := make(chan struct{})
 	go func() { defer close(served); new(h2Relay).serve(far, owner) }()
-	go io.Copy(io.Discard, near)
+	peers.Go(func() { io.Copy(io.Discard, near) })
 	near.Write([]byte(http2.ClientPreface))
 	http2.NewFramer(near, nil).WriteSettings()
 	fuzzPeer(near, client)
 	synctest.Wait()
 	near.Close()
 	<-served
+	peers.Wait()
 	close(ended)
 	for id := range ended {
 		if !open[id] {
