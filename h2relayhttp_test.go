@@ -93,12 +93,17 @@ func serveH2(t testing.TB, handler http.HandlerFunc) (addr string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := &http.Server{Handler: handler, Protocols: new(http.Protocols), ErrorLog: discardLog}
-	server.Protocols.SetUnencryptedHTTP2(true)
+	server := newH2Server(handler)
 	done := make(chan struct{})
 	go func() { defer close(done); server.Serve(ln) }()
 	t.Cleanup(func() { server.Close(); <-done })
 	return ln.Addr().String()
+}
+
+func newH2Server(handler http.HandlerFunc) *http.Server {
+	server := &http.Server{Handler: handler, Protocols: new(http.Protocols), ErrorLog: discardLog}
+	server.Protocols.SetUnencryptedHTTP2(true)
+	return server
 }
 
 // newH2Client gives a client with connections of its own.
@@ -282,22 +287,20 @@ func TestRelayStallsAndRecoversWithTheWindow(t *testing.T) {
 		h := newH2Test(t)
 		h.owner.open = func(ctx context.Context, s *h2Stream, hello []byte) (*h2Upstream, *h2Refusal) {
 			near, far := bufferedPipe()
-			go new(http2.Server).ServeConn(far, &http2.ServeConnOpts{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			go serveConn(newH2Server(func(w http.ResponseWriter, r *http.Request) {
 				if r.URL.Path == "/stalled" {
 					<-read
 				}
 				n, _ := io.Copy(io.Discard, r.Body)
 				fmt.Fprint(w, n)
-			})})
+			}), far)
 			up, _ := greetH2(ctx, near, hello)
 			return up, nil
 		}
 		near, far := bufferedPipe()
 		go func() { h.served <- h.relay.serve(far, h.owner) }()
-		client, err := new(http2.Transport).NewClientConn(near)
-		if err != nil {
-			t.Fatal(err)
-		}
+		client := newH2Client(t).Transport.(*http.Transport)
+		client.DialContext = func(context.Context, string, string) (net.Conn, error) { return near, nil }
 		post := func(path string, body io.Reader) string {
 			r, _ := http.NewRequest("POST", "http://door"+path, body)
 			res, err := client.RoundTrip(r)
@@ -323,7 +326,7 @@ func TestRelayStallsAndRecoversWithTheWindow(t *testing.T) {
 		if got := <-stalled; got != fmt.Sprint(8<<20) {
 			t.Errorf("got %q", got)
 		}
-		client.Close()
+		near.Close()
 		<-h.served
 	})
 }
@@ -366,18 +369,54 @@ func TestRelaySurvivesGoAwayEverySoOften(t *testing.T) {
 
 // goAwayAfter serves conn until n requests have come, and then ends it gracefully.
 func goAwayAfter(conn net.Conn, n int64, ended func()) {
-	server := &http.Server{}
 	var count atomic.Int64
-	h2 := &http2.Server{}
-	http2.ConfigureServer(server, h2)
-	h2.ServeConn(conn, &http2.ServeConnOpts{BaseConfig: server, Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	over := make(chan struct{})
+	var server *http.Server
+	server = newH2Server(func(w http.ResponseWriter, r *http.Request) {
 		if count.Add(1) == n {
-			go server.Shutdown(context.Background())
+			go func() { defer close(over); server.Shutdown(context.Background()) }()
 		}
 		echo(w, r)
-	})})
+	})
+	serveConn(server, conn)
+	<-over
 	ended()
 }
+
+// serveConn has server serve conn alone, and returns when conn is over or the server shuts down.
+func serveConn(server *http.Server, conn net.Conn) {
+	ln := &connListener{conn: make(chan net.Conn, 1), closed: make(chan struct{})}
+	ln.conn <- conn
+	server.ConnState = func(_ net.Conn, state http.ConnState) {
+		if state == http.StateClosed {
+			ln.Close()
+		}
+	}
+	server.Serve(ln)
+}
+
+// connListener is a net.Listener of one connection.
+type connListener struct {
+	conn   chan net.Conn
+	closed chan struct{}
+	once   sync.Once
+}
+
+func (l *connListener) Accept() (net.Conn, error) {
+	select {
+	case conn := <-l.conn:
+		return conn, nil
+	case <-l.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+func (l *connListener) Close() error {
+	l.once.Do(func() { close(l.closed) })
+	return nil
+}
+
+func (l *connListener) Addr() net.Addr { return &net.TCPAddr{} }
 
 func TestRelayPassesACancelledRequestOn(t *testing.T) {
 	t.Parallel()
