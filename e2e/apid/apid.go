@@ -120,7 +120,11 @@ func (c *Cluster) Serve(address string, o EndpointOptions) (*Endpoint, error) {
 	if err != nil {
 		return nil, err
 	}
-	cert, err := c.Authority.Server(append([]string{host}, o.Hosts...)...)
+	id, err := c.Authority.Server(append([]string{host}, o.Hosts...)...)
+	if err != nil {
+		return nil, err
+	}
+	cert, err := id.TLS()
 	if err != nil {
 		return nil, err
 	}

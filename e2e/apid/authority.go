@@ -63,7 +63,7 @@ func (a *Authority) ClientFor(usages []x509.ExtKeyUsage, roles ...string) (Ident
 }
 
 // Server issues the certificate of a node for names and addresses.
-func (a *Authority) Server(hosts ...string) (tls.Certificate, error) {
+func (a *Authority) Server(hosts ...string) (Identity, error) {
 	template := &x509.Certificate{
 		Subject: pkix.Name{CommonName: hosts[0]}, NotAfter: time.Now().Add(24 * time.Hour),
 		ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
@@ -75,11 +75,7 @@ func (a *Authority) Server(hosts ...string) (tls.Certificate, error) {
 			template.DNSNames = append(template.DNSNames, host)
 		}
 	}
-	id, err := a.issue(template)
-	if err != nil {
-		return tls.Certificate{}, err
-	}
-	return id.TLS()
+	return a.issue(template)
 }
 
 func (a *Authority) issue(template *x509.Certificate) (Identity, error) {

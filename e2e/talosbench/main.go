@@ -1,0 +1,99 @@
+// Command talosbench measures what muxproxy's talos plane costs, beside two other gateways and beside none, in one run on one machine:
+//
+//	cd e2e && go run ./talosbench [-rounds 5] [-time 1s] [-json] [-short] [-muxproxy PROGRAM]
+//
+// The contenders, each a process of its own:
+//
+//   - muxproxy: the real program, built from this checkout, with its audit log on;
+//   - grpc-proxy: a gateway made of grpc-go and github.com/siderolabs/grpc-proxy, which Talos itself routes with;
+//   - copy: TLS on both sides and nothing but bytes copied between, which is the floor: it can refuse nothing;
+//   - direct: no gateway, but the client's own certificate.
+//
+// Every gateway ends TLS with a certificate of its own and opens TLS 1.3 connections with a client certificate to the node. Node and
+// load generator cost little: both speak preformatted gRPC on raw HTTP/2 frames, with the windows of apid and talosctl. They share
+// the machine's processors with the gateway, so RPCs a second say less than the CPU time of an RPC.
+//
+// A round measures each row once with each contender, another one first each time. A value is the median of its rounds, a ratio the
+// median of the rounds' ratios. With -short there is one round of short measurements and no judgement.
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"time"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	stop()
+	if err != nil && !errors.Is(err, flag.ErrHelp) {
+		fmt.Fprintln(os.Stderr, "talosbench:", err)
+		os.Exit(1)
+	}
+}
+
+// options say what is measured and for how long.
+type options struct {
+	rounds   int
+	time     time.Duration // of one measurement by time
+	json     bool
+	short    bool
+	muxproxy string // the program; built from this checkout where ""
+	bulk     int    // bytes of one stream
+	idle     int    // connections held open for the RSS
+}
+
+func parseOptions(args []string, stderr io.Writer) (options, error) {
+	o := options{bulk: 128 << 20, idle: 200}
+	flags := flag.NewFlagSet("talosbench", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	flags.IntVar(&o.rounds, "rounds", 5, "`number` of interleaved rounds")
+	flags.DurationVar(&o.time, "time", time.Second, "`length` of a measurement by time")
+	flags.BoolVar(&o.json, "json", false, "print JSON with the values of every round")
+	flags.BoolVar(&o.short, "short", false, "one short round that fails only on a wrong answer")
+	flags.StringVar(&o.muxproxy, "muxproxy", os.Getenv("MUXPROXY_BIN"), "`program` to measure instead of building it")
+	if err := flags.Parse(args); err != nil {
+		return o, err
+	}
+	if flags.NArg() > 0 {
+		return o, fmt.Errorf("unexpected argument %q", flags.Arg(0))
+	}
+	if o.short {
+		o.rounds, o.time, o.bulk, o.idle = 1, 100*time.Millisecond, 4<<20, 20
+	}
+	return o, nil
+}
+
+// run is the program, which is also every other process of the benchmark: "role NAME PARAMETERS".
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	if len(args) == 3 && args[0] == "role" {
+		return runRole(args[1], args[2])
+	}
+	o, err := parseOptions(args, stderr)
+	if err != nil {
+		return err
+	}
+	w, err := newWorld(ctx, o)
+	if err != nil {
+		return err
+	}
+	defer w.close()
+	if err := w.measure(stderr); err != nil {
+		return err
+	}
+	r := w.report()
+	if o.json {
+		e := json.NewEncoder(stdout)
+		e.SetIndent("", "\t")
+		return e.Encode(r)
+	}
+	r.print(stdout)
+	return nil
+}

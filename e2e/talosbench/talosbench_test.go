@@ -1,0 +1,35 @@
+package main
+
+import (
+	"bytes"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+)
+
+// TestMain lets the test binary be the benchmark's other processes too.
+func TestMain(m *testing.M) {
+	if len(os.Args) == 4 && os.Args[1] == "role" {
+		if err := runRole(os.Args[2], os.Args[3]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	os.Exit(m.Run())
+}
+
+func TestEveryContenderGivesTheRightAnswersInEveryRow(t *testing.T) {
+	var out, progress bytes.Buffer
+	if err := run(t.Context(), []string{"-short"}, &out, &progress); err != nil {
+		t.Fatalf("%v, after %s", err, progress.String())
+	}
+	for _, m := range measurements() {
+		for _, r := range m.rows {
+			if !strings.Contains(out.String(), "| "+r.name+" | ") {
+				t.Errorf("no row %q in %s", r.name, out.String())
+			}
+		}
+	}
+}

@@ -1,0 +1,214 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"muxproxy/e2e/apid"
+)
+
+// world is what a run measures, and measures with.
+type world struct {
+	options
+	ctx        context.Context
+	dir        string
+	authority  *apid.Authority
+	admin      apid.Identity
+	node       *process
+	contenders []*contender
+	rows       []*measurement
+	values     map[*row]map[string][]float64 // by contender, in the order of rounds
+}
+
+// contender is one gateway, or none.
+type contender struct {
+	name    string
+	start   func() (*contender, error) // another process of it; nil where there is none
+	process *process
+	address string
+	tls     *tls.Config // of its clients
+}
+
+func newWorld(ctx context.Context, o options) (*world, error) {
+	dir, err := os.MkdirTemp("", "talosbench")
+	if err != nil {
+		return nil, err
+	}
+	w := &world{options: o, ctx: ctx, dir: dir, rows: measurements(), values: map[*row]map[string][]float64{}}
+	if err := w.begin(); err != nil {
+		w.close()
+		return nil, err
+	}
+	return w, nil
+}
+
+func (w *world) path(name string) string { return filepath.Join(w.dir, name) }
+
+// begin starts everything that a run needs.
+func (w *world) begin() (err error) {
+	if w.authority, err = apid.NewAuthority(); err != nil {
+		return err
+	}
+	if w.admin, err = w.authority.Client(24*time.Hour, "os:admin"); err != nil {
+		return err
+	}
+	server, err := w.authority.Server("localhost", "127.0.0.1")
+	if err != nil {
+		return err
+	}
+	for name, text := range map[string][]byte{
+		"root.pem": w.authority.PEM, "client.pem": w.admin.Cert, "client-key.pem": w.admin.Key, "server.pem": server.Cert, "server-key.pem": server.Key,
+	} {
+		if err := os.WriteFile(w.path(name), text, 0o600); err != nil {
+			return err
+		}
+	}
+	if w.node, err = startRole(w.ctx, "node", w.parameters()); err != nil {
+		return err
+	}
+	return w.addContenders()
+}
+
+// parameters are those of a role. The gateways' own certificate is the node's: what signs it is not what is measured.
+func (w *world) parameters() parameters {
+	p := parameters{
+		Cert: w.path("server.pem"), Key: w.path("server-key.pem"), Roots: w.path("root.pem"),
+		ClientCert: w.path("client.pem"), ClientKey: w.path("client-key.pem"), Bulk: w.bulk,
+	}
+	if w.node != nil {
+		p.Node = w.node.address
+	}
+	return p
+}
+
+// addContenders starts the gateways; the order is that of the table's columns.
+func (w *world) addContenders() error {
+	if w.muxproxy == "" {
+		w.muxproxy = w.path("muxproxy")
+		if err := w.build(); err != nil {
+			return err
+		}
+	}
+	role := func(name string) func() (*contender, error) {
+		return func() (*contender, error) {
+			p, err := startRole(w.ctx, name, w.parameters())
+			if err != nil {
+				return nil, err
+			}
+			return &contender{name: name, process: p, address: p.address, tls: &tls.Config{RootCAs: w.authority.Pool(), ServerName: "localhost", NextProtos: []string{"h2"}}}, nil
+		}
+	}
+	for _, start := range []func() (*contender, error){w.startMuxproxy, role(byGRPC), role(byCopy)} {
+		c, err := start()
+		if err != nil {
+			return err
+		}
+		c.start = start
+		w.contenders = append(w.contenders, c)
+	}
+	direct, err := w.parameters().client()
+	w.contenders = append(w.contenders, &contender{name: "direct", address: w.node.address, tls: direct})
+	return err
+}
+
+// build makes the program of this checkout.
+func (w *world) build() error {
+	module, err := exec.CommandContext(w.ctx, "go", "list", "-m", "-f", "{{.Dir}}", "muxproxy/e2e").Output()
+	if err != nil {
+		return fmt.Errorf("find the checkout: %w: run it in the folder e2e", err)
+	}
+	cmd := exec.CommandContext(w.ctx, "go", "build", "-o", w.muxproxy, ".")
+	cmd.Dir = filepath.Dir(string(module))
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if text, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("build muxproxy: %w: %s", err, text)
+	}
+	return nil
+}
+
+// startMuxproxy starts the real program in a home of its own.
+func (w *world) startMuxproxy() (*contender, error) {
+	home, err := os.MkdirTemp(w.dir, "home")
+	if err != nil {
+		return nil, err
+	}
+	ports, err := freePorts(2)
+	if err != nil {
+		return nil, err
+	}
+	config := fmt.Sprintf("http_proxy_port = %s\ntalos_gateway_port = %s\nbind = [\"127.0.0.1\"]\n\n[talos]\ntalosconfig = %q\n", ports[0], ports[1], w.path("talosconfig"))
+	talosconfig := apid.Talosconfig(apid.Context{Name: "bench", Endpoints: []string{w.node.address}, Nodes: []string{"10.5.0.2"}, CA: w.authority.PEM, Identity: w.admin})
+	err = errors.Join(os.Mkdir(filepath.Join(home, ".mux"), 0o700), os.WriteFile(w.path("talosconfig"), talosconfig, 0o600),
+		os.WriteFile(filepath.Join(home, ".mux/proxy.toml"), []byte(config), 0o600))
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.CommandContext(w.ctx, w.muxproxy, "run", "--no-kube")
+	cmd.Env = []string{"HOME=" + home}
+	address := net.JoinHostPort("127.0.0.1", ports[1])
+	p, err := w.await(cmd, address)
+	if err != nil {
+		return nil, err
+	}
+	roots, err := os.ReadFile(filepath.Join(home, ".mux/proxy-ca.pem"))
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(roots)
+	return &contender{name: "muxproxy", process: p, address: address, tls: &tls.Config{RootCAs: pool, ServerName: "localhost", NextProtos: []string{"h2"}}}, nil
+}
+
+// await starts cmd and waits until something listens at the address. What it prints is shown only where it fails.
+func (w *world) await(cmd *exec.Cmd, address string) (*process, error) {
+	var log bytes.Buffer
+	cmd.Stderr = &log
+	p, err := startProcess(cmd)
+	if err != nil {
+		return nil, err
+	}
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline) && w.ctx.Err() == nil; time.Sleep(20 * time.Millisecond) {
+		if conn, err := net.Dial("tcp", address); err == nil {
+			return p, conn.Close()
+		}
+	}
+	p.stop()
+	return nil, fmt.Errorf("%s does not listen on %s: %s", cmd.Path, address, strings.TrimSpace(log.String()))
+}
+
+// freePorts gives ports of loopback that nobody listens on now.
+func freePorts(n int) ([]string, error) {
+	var ports []string
+	for range n {
+		ln, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return nil, err
+		}
+		defer ln.Close()
+		_, port, _ := net.SplitHostPort(ln.Addr().String())
+		ports = append(ports, port)
+	}
+	return ports, nil
+}
+
+func (w *world) close() {
+	for _, c := range w.contenders {
+		if c.process != nil {
+			c.process.stop()
+		}
+	}
+	if w.node != nil {
+		w.node.stop()
+	}
+	os.RemoveAll(w.dir)
+}
