@@ -77,6 +77,9 @@ func (c *acceptedConn) Close() error {
 	return err
 }
 
+// NetConn is the socket.
+func (c *acceptedConn) NetConn() net.Conn { return c.TCPConn }
+
 // openListeners binds the addresses of config.bind or, with "auto", 127.0.0.1 and the gateways of n. An address that the
 // config asks for and that cannot be bound is an error; a bridge's that cannot is told by degraded and tried again.
 func openListeners(config listenersConfig, n *networks) (*listeners, error) {
