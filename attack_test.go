@@ -130,8 +130,12 @@ func TestAClientThatLeavesAStalledUploadEndsIt(t *testing.T) {
 		close(ended)
 	})
 	ctx, cancel := context.WithCancel(t.Context())
-	body, _ := io.Pipe() // a client that sends nothing more
-	r, _ := http.NewRequestWithContext(ctx, "POST", "https://api.github.com/", io.MultiReader(strings.NewReader(strings.Repeat("x", 1<<20)), body))
+	more, _ := io.Pipe() // a client that sends nothing more, until its Transport gives up
+	body := struct {
+		io.Reader
+		io.Closer
+	}{io.MultiReader(strings.NewReader(strings.Repeat("x", 1<<20)), more), more}
+	r, _ := http.NewRequestWithContext(ctx, "POST", "https://api.github.com/", body)
 	r.Header = http.Header{"Te": {"trailers"}, "X-Stream": {"1"}}
 	res, err := p.client(t, 2).Do(r)
 	if err != nil {

@@ -295,10 +295,10 @@ func TestRelayRefusesWhatWaitsForAnUpstreamThatCannotBeOpened(t *testing.T) {
 		h.ends("/1 1 14 0 0")
 	}
 	h.client.request(5, false, "/5")
-	h.client.content(5, false, "content")
 	h.client.wants("HEADERS 5 end", "RST_STREAM 5 NO_ERROR")
+	h.client.content(5, false, "content")
 	h.client.until("WINDOW_UPDATE 0 7")
-	h.ends("/5 1 14 7 0")
+	h.ends("/5 1 14 0 0")
 	if h.dials != 3 {
 		t.Errorf("%d dials", h.dials)
 	}

@@ -144,11 +144,9 @@ func TestTheUpstreamGetsOneFramingOrNothing(t *testing.T) {
 	for _, c := range hostileCases() {
 		t.Run(c.name, func(t *testing.T) {
 			conn := p.intercepted(t, "api.github.com:443", "api.github.com")
-			if _, err := io.WriteString(conn, c.bytes); err != nil {
-				t.Fatal(err)
-			}
+			io.WriteString(conn, c.bytes) // a reset is one of the ends, and may come before all is written
 			conn.CloseWrite()
-			output, _ := io.ReadAll(conn) // a reset is one of the ends
+			output, _ := io.ReadAll(conn)
 			if codes := hostileAnswers(output); !slices.Equal(codes, c.codes) {
 				t.Errorf("answers %v, want %v", codes, c.codes)
 			}
