@@ -50,7 +50,7 @@ func (r *run) inContainer(t testing.TB, d *door, args []string, pods *podServer)
 
 func TestAContainerHasKubectlWithTheDockerArgumentsAlone(t *testing.T) {
 	d := openDoor(t, nil, "")
-	out := d.container(t, nil, "kubectl get pods -A -o name; kubectl config get-contexts -o name; kubectl-1.20 get namespaces -o name; kubectl --context exec auth whoami -o jsonpath={.status.userInfo.username}")
+	out := d.container(t, nil, "kubectl get pods -A -o name; kubectl config get-contexts -o name; kubectl-1.20 get namespaces -o name; kubectl --context exec-token auth whoami -o jsonpath={.status.userInfo.username}")
 	for _, want := range append([]string{"namespace/kube-system", cluster.ExecUser}, contextNames()...) {
 		if !strings.Contains(out, want) {
 			t.Errorf("no %q in:\n%s", want, out)
@@ -79,9 +79,9 @@ func TestKubectlDoesTheSameInAContainer(t *testing.T) {
 		set, context string
 		args         []string
 	}{
-		"as we set it": {"all", "exec", nil},
+		"as we set it": {"all", "exec-token", nil},
 		// All requests then come to the http plane, which hands them over.
-		"without NO_PROXY": {"all", "cert", []string{"-e", "NO_PROXY=", "-e", "no_proxy="}},
+		"without NO_PROXY": {"few", "cert", []string{"-e", "NO_PROXY=", "-e", "no_proxy="}},
 	} {
 		for _, kubectl := range kubectls {
 			t.Run(name+" "+kubectl, func(t *testing.T) {
@@ -120,7 +120,7 @@ func TestPythonAndNodeDoTheSameInAContainer(t *testing.T) {
 			}
 			want := output(direct, "cert")
 			t.Logf("directly:\n%s", want)
-			for _, context := range []string{"cert", "exec"} {
+			for _, context := range []string{"cert", "exec-token"} {
 				if got := output(d.DockerArgs(t), context); got != want {
 					t.Errorf("context %s: %s", context, firstDifference(got, want))
 				}
@@ -137,7 +137,7 @@ const lookAround = `
 	env; cat /proc/mounts; ls -laR /etc/mux; find /etc/mux -type f -exec cat {} +
 	for p in /proc/[0-9]*; do tr '\0' '\n' <$p/cmdline; tr '\0' '\n' <$p/environ; done
 	kubectl config view --raw --flatten; cat "$KUBECONFIG"
-	for context in cert exec token token-file exec-cert as basic; do kubectl --context $context get namespaces -v=9; done
+	for context in cert exec-token token token-file exec-cert as basic; do kubectl --context $context get namespaces -v=9; done
 	for context in vendor nonsense; do curl -sS --noproxy '*' http://host.docker.internal:$PORT/contexts/$context/version; done`
 
 func TestNoCredentialIsInAContainer(t *testing.T) {

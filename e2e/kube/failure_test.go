@@ -123,13 +123,13 @@ func TestAnAPIServerThatIsKilledAndComesBackIsServedAgain(t *testing.T) {
 	d := openDoor(t, nil, "")
 	namespace := newNamespace(t)
 	d.answers(t, "cert", answerLimit)
-	d.answers(t, "exec", answerLimit)
+	d.answers(t, "exec-token", answerLimit)
 	w := d.watch(t, "cert", namespace)
 	shared.StopAPIServer()
 	if n := w.next(t, answerLimit); n != "" {
 		t.Errorf("event %q of an API server that is dead", n)
 	}
-	for _, context := range []string{"cert", "exec", "basic"} {
+	for _, context := range []string{"cert", "exec-token", "basic"} {
 		started := time.Now()
 		a := d.get(t, context, "/version")
 		if _, ok := a.status(); context != "basic" && (!ok || a.code != http.StatusBadGateway) {
@@ -142,10 +142,10 @@ func TestAnAPIServerThatIsKilledAndComesBackIsServedAgain(t *testing.T) {
 	if err := shared.StartAPIServer(); err != nil {
 		t.Fatal(err)
 	}
-	for _, context := range []string{"cert", "exec", "basic"} {
+	for _, context := range []string{"cert", "exec-token", "basic"} {
 		d.answers(t, context, 5*time.Second)
 	}
-	w = d.watch(t, "exec", namespace)
+	w = d.watch(t, "exec-token", namespace)
 	create(t, namespace, "after", "1")
 	if n := w.next(t, answerLimit); n != "1" {
 		t.Errorf("event %q", n)
@@ -214,7 +214,7 @@ func TestAPluginThatDoesNotWorkIsNotRunAgainAndAgain(t *testing.T) {
 			for range 10 {
 				asking.Go(func() {
 					for range 5 {
-						a := d.get(t, "exec", "/api/v1/namespaces")
+						a := d.get(t, "exec-token", "/api/v1/namespaces")
 						if _, ok := a.status(); !ok || !slices.Contains(codes, a.code) {
 							t.Errorf("answer %v", a)
 						}
@@ -236,7 +236,7 @@ func TestAPluginThatDoesNotWorkIsNotRunAgainAndAgain(t *testing.T) {
 			if err := d.host.SetPlugin("work"); err != nil {
 				t.Fatal(err)
 			}
-			d.who(t, "exec", cluster.ExecUser, 40*time.Second)
+			d.who(t, "exec-token", cluster.ExecUser, 40*time.Second)
 		})
 	}
 }
@@ -250,7 +250,7 @@ func TestAPluginThatHangsIsGivenUp(t *testing.T) {
 	var asking sync.WaitGroup
 	for range 10 {
 		asking.Go(func() {
-			a := d.get(t, "exec", "/version")
+			a := d.get(t, "exec-token", "/version")
 			if _, ok := a.status(); !ok || a.code != http.StatusBadGateway && a.code != http.StatusGatewayTimeout {
 				t.Errorf("answer %v", a)
 			}
@@ -266,7 +266,7 @@ func TestAPluginThatHangsIsGivenUp(t *testing.T) {
 	if err := d.host.SetPlugin("work"); err != nil {
 		t.Fatal(err)
 	}
-	d.who(t, "exec", cluster.ExecUser, 40*time.Second)
+	d.who(t, "exec-token", cluster.ExecUser, 40*time.Second)
 }
 
 func TestACredentialThatIsRefusedIsRefreshedBeforeTheClientSees(t *testing.T) {
@@ -285,7 +285,7 @@ func TestACredentialThatIsRefusedIsRefreshedBeforeTheClientSees(t *testing.T) {
 			if err := d.host.SetPlugin("stale"); err != nil {
 				t.Fatal(err)
 			}
-			c.q.target = "/contexts/exec" + c.q.target
+			c.q.target = "/contexts/exec-token" + c.q.target
 			if a := d.ask(t, c.q); a.code != c.code {
 				t.Errorf("answer %v", a)
 			}
@@ -303,7 +303,7 @@ func TestOneRunOfThePluginServesManyRequests(t *testing.T) {
 	for range 20 {
 		asking.Go(func() {
 			for range 10 {
-				if a := d.get(t, "exec", "/version"); a.code != http.StatusOK {
+				if a := d.get(t, "exec-token", "/version"); a.code != http.StatusOK {
 					t.Errorf("answer %v", a)
 				}
 			}
@@ -362,7 +362,7 @@ func TestWhoLeavesEndsTheRequestAtTheAPIServer(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	for _, context := range []string{"cert", "exec"} {
+	for _, context := range []string{"cert", "exec-token"} {
 		var res *http.Response
 		testbed.Eventually(t, "a log", answerLimit, func() (err error) {
 			req, _ := http.NewRequestWithContext(ctx, "GET", d.url(context, "/api/v1/namespaces/"+namespace+"/pods/ticker/log?follow=true"), nil)

@@ -23,11 +23,11 @@ func TestNothingThatAClientSendsChangesWhoArrives(t *testing.T) {
 		upgrade bool
 	}{
 		"a token":                                {"cert", []string{"Authorization: Bearer " + stolen}, false},
-		"a token beside the host's own":          {"exec", []string{"Authorization: Bearer " + stolen}, false},
-		"two tokens":                             {"exec", []string{"Authorization: Bearer " + stolen, "authorization: Bearer " + stolen}, false},
-		"a wrong token":                          {"exec", []string{"Authorization: Bearer wrong"}, false},
+		"a token beside the host's own":          {"exec-token", []string{"Authorization: Bearer " + stolen}, false},
+		"two tokens":                             {"exec-token", []string{"Authorization: Bearer " + stolen, "authorization: Bearer " + stolen}, false},
+		"a wrong token":                          {"exec-token", []string{"Authorization: Bearer wrong"}, false},
 		"a password":                             {"basic", []string{"Authorization: Basic " + base64.StdEncoding.EncodeToString([]byte("a:b"))}, false},
-		"no credential by Connection":            {"exec", []string{"Connection: Authorization"}, false},
+		"no credential by Connection":            {"exec-token", []string{"Connection: Authorization"}, false},
 		"no token by Connection":                 {"token", []string{"Connection: close, authorization"}, false},
 		"no impersonation by Connection":         {"as", []string{"Connection: Impersonate-User, Impersonate-Group"}, false},
 		"a user by a front proxy's field":        {"cert", []string{"X-Remote-User: evil", "X-Remote-Group: system:masters", "X-Remote-Extra-Scopes: all"}, false},
@@ -36,9 +36,9 @@ func TestNothingThatAClientSendsChangesWhoArrives(t *testing.T) {
 		"a proxy's password":                     {"cert", []string{"Proxy-Authorization: Basic YTpi"}, false},
 		"an audit id and an address of its own":  {"cert", []string{"Audit-ID: chosen", "X-Forwarded-For: 192.0.2.1", "X-Real-Ip: 192.0.2.1", "Forwarded: for=192.0.2.1"}, false},
 		"a token as a subprotocol":               {"cert", []string{"Sec-WebSocket-Protocol: base64url.bearer.authorization.k8s.io." + asToken + ", base64.binary.k8s.io"}, true},
-		"a token as a subprotocol, exec":         {"exec", []string{"Sec-WebSocket-Protocol: base64.binary.k8s.io, base64url.bearer.authorization.k8s.io." + asToken}, true},
-		"a token as a subprotocol of its own":    {"exec", []string{"Sec-WebSocket-Protocol: base64url.bearer.authorization.k8s.io." + asToken, "Sec-WebSocket-Protocol: base64.binary.k8s.io"}, true},
-		"an upgrade that drops the credential":   {"exec", []string{"Connection: Authorization"}, true},
+		"a token as a subprotocol, exec":         {"exec-token", []string{"Sec-WebSocket-Protocol: base64.binary.k8s.io, base64url.bearer.authorization.k8s.io." + asToken}, true},
+		"a token as a subprotocol of its own":    {"exec-token", []string{"Sec-WebSocket-Protocol: base64url.bearer.authorization.k8s.io." + asToken, "Sec-WebSocket-Protocol: base64.binary.k8s.io"}, true},
+		"an upgrade that drops the credential":   {"exec-token", []string{"Connection: Authorization"}, true},
 		"an upgrade that drops whom it is as":    {"as", []string{"Connection: Impersonate-User"}, true},
 		"an upgrade with a front proxy's fields": {"cert", []string{"X-Remote-User: evil", "X-Remote-Group: system:masters"}, true},
 	} {

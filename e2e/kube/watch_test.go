@@ -28,7 +28,7 @@ func TestManyWatchesSeeEachEventInOrderAndLeaveNothingBehind(t *testing.T) {
 
 	all := make([]*watcher, watches)
 	for i := range all {
-		all[i] = d.watch(t, []string{"cert", "exec"}[i%2], namespace)
+		all[i] = d.watch(t, []string{"cert", "exec-token"}[i%2], namespace)
 	}
 	var reading sync.WaitGroup
 	for i, w := range all {

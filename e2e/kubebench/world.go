@@ -134,14 +134,14 @@ func (w *world) addContenders() error {
 			return fmt.Errorf("start %s: %w", c.name, err)
 		}
 		c.kubeconfig = w.path("kubeconfig-" + strings.ReplaceAll(c.name, " ", "-"))
-		text := fmt.Sprintf("apiVersion: v1\nkind: Config\ncurrent-context: exec\nclusters: [{name: exec, cluster: {server: \"http://%s%s\"}}]\ncontexts: [{name: exec, context: {cluster: exec}}]\n", c.real.address, c.real.prefix)
+		text := fmt.Sprintf("apiVersion: v1\nkind: Config\ncurrent-context: exec-token\nclusters: [{name: exec-token, cluster: {server: \"http://%s%s\"}}]\ncontexts: [{name: exec-token, context: {cluster: exec-token}}]\n", c.real.address, c.real.prefix)
 		if c.start == nil {
 			host, err := os.ReadFile(w.host.Kubeconfig)
 			if err != nil {
 				return err
 			}
 			c.kubeconfig = filepath.Join(filepath.Dir(w.host.Kubeconfig), "direct")
-			text = strings.Replace(string(host), "current-context: cert", "current-context: exec", 1)
+			text = strings.Replace(string(host), "current-context: cert", "current-context: exec-token", 1)
 		}
 		if err := os.WriteFile(c.kubeconfig, []byte(text), 0o600); err != nil {
 			return err
@@ -209,7 +209,7 @@ func (w *world) startMuxproxy() (light, real endpoint, err error) {
 	}
 	address := net.JoinHostPort("127.0.0.1", ports[1])
 	light = endpoint{process: p, address: address, prefix: "/contexts/light"}
-	real = endpoint{address: address, prefix: "/contexts/exec"}
+	real = endpoint{address: address, prefix: "/contexts/exec-token"}
 	if err = light.await(w.ctx); err != nil {
 		p.Stop()
 		err = fmt.Errorf("%w: %s", err, log.Bytes())
@@ -222,7 +222,7 @@ func (w *world) startKubectlProxies() (light, real endpoint, err error) {
 	if light, err = w.startKubectlProxy(w.light, "light"); err != nil {
 		return light, real, err
 	}
-	real, err = w.startKubectlProxy(w.host.Kubeconfig, "exec")
+	real, err = w.startKubectlProxy(w.host.Kubeconfig, "exec-token")
 	return light, real, err
 }
 

@@ -33,7 +33,7 @@ type Host struct {
 // Contexts are the contexts that can be served, and who arrives through each. The current one is "cert".
 func Contexts() map[string]string {
 	return map[string]string{
-		"cert": Admin, "exec": ExecUser, "token": TokenUser, "token-file": FileUser, "exec-cert": Admin, "as": AsUser, "basic": BasicUser,
+		"cert": Admin, "exec-token": ExecUser, "token": TokenUser, "token-file": FileUser, "exec-cert": Admin, "as": AsUser, "basic": BasicUser,
 	}
 }
 
@@ -129,7 +129,7 @@ clusters:
 contexts:
 `, data(c.admin.cert), data(c.admin.key), c.tokens.Token, AsUser, admins, BasicUser, c.tokens.Password)
 	contexts := [][3]string{
-		{"cert", "data", "cert"}, {"exec", "file", "exec"}, {"token", "file", "token"}, {"token-file", "data", "token-file"},
+		{"cert", "data", "cert"}, {"exec-token", "file", "exec"}, {"token", "file", "token"}, {"token-file", "data", "token-file"},
 		{"exec-cert", "data", "exec-cert"}, {"as", "file", "as"}, {"basic", "gateway", "basic"}, {"vendor", "data", "vendor"},
 	}
 	for name := range servers {
