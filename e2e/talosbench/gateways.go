@@ -12,6 +12,8 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/metadata"
+
+	"muxproxy/e2e/measure"
 )
 
 // parameters are those of all roles: files of certificates and keys, and where the node is.
@@ -74,7 +76,7 @@ func serveCopy(p parameters) error {
 			go copyBoth(conn, p.Node, client)
 		}
 	}()
-	return untilEOF(ln.Addr().String())
+	return measure.UntilEOF(ln.Addr().String())
 }
 
 func copyBoth(down net.Conn, node string, config *tls.Config) {
@@ -123,5 +125,5 @@ func serveGRPCProxy(p parameters) error {
 		grpc.InitialWindowSize(65535*32), grpc.InitialConnWindowSize(65535*16), grpc.SharedWriteBuffer(true),
 		grpc.UnknownServiceHandler(proxy.TransparentHandler(director)))
 	go func() { _ = s.Serve(ln) }()
-	return untilEOF(ln.Addr().String())
+	return measure.UntilEOF(ln.Addr().String())
 }

@@ -19,7 +19,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -27,6 +26,8 @@ import (
 	"os"
 	"os/signal"
 	"time"
+
+	"muxproxy/e2e/measure"
 )
 
 func main() {
@@ -71,10 +72,13 @@ func parseOptions(args []string, stderr io.Writer) (options, error) {
 	return o, nil
 }
 
+// roles are the processes that this program is besides the one that measures.
+var roles = measure.Roles{"node": measure.Role(serveNode), byCopy: measure.Role(serveCopy), byGRPC: measure.Role(serveGRPCProxy)}
+
 // run is the program, which is also every other process of the benchmark: "role NAME PARAMETERS".
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if len(args) == 3 && args[0] == "role" {
-		return runRole(args[1], args[2])
+		return roles.Run(args[1], args[2])
 	}
 	o, err := parseOptions(args, stderr)
 	if err != nil {
@@ -85,15 +89,8 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 		return err
 	}
 	defer w.close()
-	if err := w.measure(stderr); err != nil {
+	if err := w.measureAll(stderr); err != nil {
 		return err
 	}
-	r := w.report()
-	if o.json {
-		e := json.NewEncoder(stdout)
-		e.SetIndent("", "\t")
-		return e.Encode(r)
-	}
-	r.print(stdout)
-	return nil
+	return w.report(stdout)
 }

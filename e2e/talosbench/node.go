@@ -11,6 +11,8 @@ import (
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
+
+	"muxproxy/e2e/measure"
 )
 
 // The node's methods: names that Talos has, so that muxproxy's access levels know them.
@@ -50,7 +52,7 @@ func serveNode(p parameters) error {
 			go newNodeConn(conn, p.Bulk).serve()
 		}
 	}()
-	return untilEOF(ln.Addr().String())
+	return measure.UntilEOF(ln.Addr().String())
 }
 
 // nodeConn is one connection of the node. One goroutine reads and answers; each stream of messages has another.

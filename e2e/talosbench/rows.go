@@ -1,27 +1,18 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
 	"io"
-	"slices"
-	"strconv"
 	"time"
-)
 
-// row is one line of the table.
-type row struct {
-	name    string
-	unit    string
-	digits  int    // after the point
-	against string // the contender that muxproxy is compared with
-	least   float64
-	most    float64
-}
+	"muxproxy/e2e/measure"
+)
 
 // measurement gives the values of one or more rows for one contender.
 type measurement struct {
-	rows    []*row
-	measure func(*world, *contender) ([]float64, error)
+	rows   []*measure.Row
+	values func(*world, *contender) ([]float64, error)
 }
 
 const (
@@ -32,38 +23,38 @@ const (
 // measurements are the rows of the table in its order.
 func measurements() []*measurement {
 	return []*measurement{
-		unaryRows(1, &row{name: "unary RPC/s, 1 stream", unit: "1/s", against: byGRPC, least: 1.3},
-			&row{name: "unary p50, 1 stream", unit: "µs", against: byCopy, most: 1.2}),
-		unaryRows(16, &row{name: "unary RPC/s, 16 streams", unit: "1/s", against: byGRPC, least: 2},
-			&row{name: "CPU of 10,000 unary RPCs, 16 streams", unit: "ms", against: byGRPC, most: 0.3},
-			&row{name: "the same", unit: "ms", against: byCopy, most: 1.5}),
-		unaryRows(64, &row{name: "unary RPC/s, 64 streams", unit: "1/s", against: byGRPC, least: 2}),
-		streamRow(smallPath, &row{name: "stream of 1 KiB messages", unit: "MB/s", against: byGRPC, least: 1.5}),
-		streamRow(largePath, &row{name: "stream of 64 KiB messages", unit: "MB/s", against: byGRPC, least: 1.15}),
-		{[]*row{{name: "new connection and first RPC", unit: "ms", digits: 2, against: byCopy, most: 1.2}}, (*world).connections},
-		{[]*row{{name: "RSS at 200 idle connections", unit: "MiB", digits: 1, against: byGRPC, most: 1}}, (*world).idleRSS},
+		unaryRows(1, &measure.Row{Name: "unary RPC/s, 1 stream", Unit: "1/s", Against: byGRPC, Least: 1.3},
+			&measure.Row{Name: "unary p50, 1 stream", Unit: "µs", Against: byCopy, Most: 1.2}),
+		unaryRows(16, &measure.Row{Name: "unary RPC/s, 16 streams", Unit: "1/s", Against: byGRPC, Least: 2},
+			&measure.Row{Name: "CPU of 10,000 unary RPCs, 16 streams", Unit: "ms", Against: byGRPC, Most: 0.3},
+			&measure.Row{Name: "the same", Unit: "ms", Against: byCopy, Most: 1.5}),
+		unaryRows(64, &measure.Row{Name: "unary RPC/s, 64 streams", Unit: "1/s", Against: byGRPC, Least: 2}),
+		streamRow(smallPath, &measure.Row{Name: "stream of 1 KiB messages", Unit: "MB/s", Against: byGRPC, Least: 1.5}),
+		streamRow(largePath, &measure.Row{Name: "stream of 64 KiB messages", Unit: "MB/s", Against: byGRPC, Least: 1.15}),
+		{[]*measure.Row{{Name: "new connection and first RPC", Unit: "ms", Digits: 2, Against: byCopy, Most: 1.2}}, (*world).connections},
+		{[]*measure.Row{{Name: "RSS at 200 idle connections", Unit: "MiB", Digits: 1, Against: byGRPC, Most: 1}}, (*world).idleRSS},
 	}
 }
 
 // unaryRows measures unary RPCs; each row says which of the numbers it shows.
-func unaryRows(width int, rows ...*row) *measurement {
+func unaryRows(width int, rows ...*measure.Row) *measurement {
 	return &measurement{rows, func(w *world, c *contender) ([]float64, error) {
-		before := c.process.cpuTime()
+		before := c.cpuTime()
 		u, err := measureUnary(c.address, c.tls, width, w.time)
 		if err != nil {
 			return nil, err
 		}
-		cpu := (c.process.cpuTime() - before).Seconds() * 1e3 * 10_000 / float64(u.all)
+		cpu := (c.cpuTime() - before).Seconds() * 1e3 * 10_000 / float64(u.all)
 		var values []float64
 		for _, r := range rows {
-			values = append(values, map[string]float64{"1/s": u.perSecond, "µs": float64(u.median.Nanoseconds()) / 1e3, "ms": cpu}[r.unit])
+			values = append(values, map[string]float64{"1/s": u.perSecond, "µs": float64(u.median.Nanoseconds()) / 1e3, "ms": cpu}[r.Unit])
 		}
 		return values, nil
 	}}
 }
 
-func streamRow(path string, r *row) *measurement {
-	return &measurement{[]*row{r}, func(w *world, c *contender) ([]float64, error) {
+func streamRow(path string, r *measure.Row) *measurement {
+	return &measurement{[]*measure.Row{r}, func(w *world, c *contender) ([]float64, error) {
 		v, err := measureStream(c.address, c.tls, path, w.bulk)
 		return []float64{v}, err
 	}}
@@ -80,13 +71,13 @@ const settle = 300 * time.Millisecond
 // idleRSS measures what a new process holds when connections idle in it, each of which has carried one RPC.
 func (w *world) idleRSS(c *contender) ([]float64, error) {
 	if c.start == nil {
-		return []float64{0}, nil
+		return nil, nil
 	}
 	fresh, err := c.start()
 	if err != nil {
 		return nil, err
 	}
-	defer fresh.process.stop()
+	defer fresh.process.Stop()
 	all, err := hold(fresh.address, fresh.tls, w.idle)
 	defer func() {
 		for _, held := range all {
@@ -97,26 +88,23 @@ func (w *world) idleRSS(c *contender) ([]float64, error) {
 		return nil, err
 	}
 	time.Sleep(settle)
-	n, err := fresh.process.rss()
+	n, err := measure.RSS(fresh.process.PID())
 	return []float64{float64(n) / (1 << 20)}, err
 }
 
-// measure runs all rounds. Another contender begins each time, so that none always follows the same one.
-func (w *world) measure(progress io.Writer) error {
+// measureAll runs all rounds. Another contender begins each time, so that none always follows the same one.
+func (w *world) measureAll(progress io.Writer) error {
 	for round := range w.rounds {
-		for _, m := range w.rows {
-			fmt.Fprintf(progress, "round %d of %d: %s\n", round+1, w.rounds, m.rows[0].name)
+		for _, m := range w.all {
+			fmt.Fprintf(progress, "round %d of %d: %s\n", round+1, w.rounds, m.rows[0].Name)
 			for i := range w.contenders {
 				c := w.contenders[(i+round)%len(w.contenders)]
-				values, err := m.measure(w, c)
+				values, err := m.values(w, c)
 				if err != nil {
-					return fmt.Errorf("%s, %s: %w", m.rows[0].name, c.name, err)
+					return fmt.Errorf("%s, %s: %w", m.rows[0].Name, c.name, err)
 				}
-				for i, r := range m.rows {
-					if w.values[r] == nil {
-						w.values[r] = map[string][]float64{}
-					}
-					w.values[r][c.name] = append(w.values[r][c.name], values[i])
+				for i, v := range values {
+					w.values.Add(m.rows[i], c.name, v)
 				}
 			}
 		}
@@ -124,12 +112,27 @@ func (w *world) measure(progress io.Writer) error {
 	return nil
 }
 
-// median gives the middle of the values, or the mean of the two in the middle.
-func median(values []float64) float64 {
-	s := slices.Sorted(slices.Values(values))
-	n := len(s)
-	return (s[(n-1)/2] + s[n/2]) / 2
+// report prints what the run found, as a table in Markdown or as JSON.
+func (w *world) report(out io.Writer) error {
+	var names []string
+	for _, c := range w.contenders {
+		names = append(names, c.name)
+	}
+	var rows []measure.ReportRow
+	for _, m := range w.all {
+		for _, r := range m.rows {
+			rows = append(rows, r.Report(w.values[r]))
+		}
+	}
+	if w.json {
+		e := json.NewEncoder(out)
+		e.SetIndent("", "\t")
+		return e.Encode(rows)
+	}
+	measure.Columns(out, measure.JudgedHead, names)
+	for _, t := range rows {
+		t.PrintJudged(out, names, w.short)
+	}
+	fmt.Fprintf(out, "\nMedians of %d interleaved rounds.\n", w.rounds)
+	return nil
 }
-
-// format gives a value as the table shows it.
-func (r *row) format(v float64) string { return strconv.FormatFloat(v, 'f', r.digits, 64) }

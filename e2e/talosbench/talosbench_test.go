@@ -11,7 +11,7 @@ import (
 // TestMain lets the test binary be the benchmark's other processes too.
 func TestMain(m *testing.M) {
 	if len(os.Args) == 4 && os.Args[1] == "role" {
-		if err := runRole(os.Args[2], os.Args[3]); err != nil {
+		if err := roles.Run(os.Args[2], os.Args[3]); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}
@@ -27,8 +27,8 @@ func TestEveryContenderGivesTheRightAnswersInEveryRow(t *testing.T) {
 	}
 	for _, m := range measurements() {
 		for _, r := range m.rows {
-			if !strings.Contains(out.String(), "| "+r.name+" | ") {
-				t.Errorf("no row %q in %s", r.name, out.String())
+			if !strings.Contains(out.String(), "| "+r.Name+" | ") {
+				t.Errorf("no row %q in %s", r.Name, out.String())
 			}
 		}
 	}

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"muxproxy/e2e/apid"
+	"muxproxy/e2e/measure"
 )
 
 // world is what a run measures, and measures with.
@@ -24,19 +25,27 @@ type world struct {
 	dir        string
 	authority  *apid.Authority
 	admin      apid.Identity
-	node       *process
+	node       *measure.Process
 	contenders []*contender
-	rows       []*measurement
-	values     map[*row]map[string][]float64 // by contender, in the order of rounds
+	all        []*measurement
+	values     measure.Values
 }
 
 // contender is one gateway, or none.
 type contender struct {
 	name    string
 	start   func() (*contender, error) // another process of it; nil where there is none
-	process *process
+	process *measure.Process
 	address string
 	tls     *tls.Config // of its clients
+}
+
+// cpuTime is what the gateway has used so far.
+func (c *contender) cpuTime() time.Duration {
+	if c.process == nil {
+		return 0
+	}
+	return measure.CPUTime(c.process.PID())
 }
 
 func newWorld(ctx context.Context, o options) (*world, error) {
@@ -44,7 +53,7 @@ func newWorld(ctx context.Context, o options) (*world, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &world{options: o, ctx: ctx, dir: dir, rows: measurements(), values: map[*row]map[string][]float64{}}
+	w := &world{options: o, ctx: ctx, dir: dir, all: measurements(), values: measure.Values{}}
 	if err := w.begin(); err != nil {
 		w.close()
 		return nil, err
@@ -73,7 +82,7 @@ func (w *world) begin() (err error) {
 			return err
 		}
 	}
-	if w.node, err = startRole(w.ctx, "node", w.parameters()); err != nil {
+	if w.node, err = measure.StartRole(w.ctx, "node", w.parameters()); err != nil {
 		return err
 	}
 	return w.addContenders()
@@ -86,7 +95,7 @@ func (w *world) parameters() parameters {
 		ClientCert: w.path("client.pem"), ClientKey: w.path("client-key.pem"), Bulk: w.bulk,
 	}
 	if w.node != nil {
-		p.Node = w.node.address
+		p.Node = w.node.Addresses[0]
 	}
 	return p
 }
@@ -101,11 +110,11 @@ func (w *world) addContenders() error {
 	}
 	role := func(name string) func() (*contender, error) {
 		return func() (*contender, error) {
-			p, err := startRole(w.ctx, name, w.parameters())
+			p, err := measure.StartRole(w.ctx, name, w.parameters())
 			if err != nil {
 				return nil, err
 			}
-			return &contender{name: name, process: p, address: p.address, tls: &tls.Config{RootCAs: w.authority.Pool(), ServerName: "localhost", NextProtos: []string{"h2"}}}, nil
+			return &contender{name: name, process: p, address: p.Addresses[0], tls: &tls.Config{RootCAs: w.authority.Pool(), ServerName: "localhost", NextProtos: []string{"h2"}}}, nil
 		}
 	}
 	for _, start := range []func() (*contender, error){w.startMuxproxy, role(byGRPC), role(byCopy)} {
@@ -117,7 +126,7 @@ func (w *world) addContenders() error {
 		w.contenders = append(w.contenders, c)
 	}
 	direct, err := w.parameters().client()
-	w.contenders = append(w.contenders, &contender{name: "direct", address: w.node.address, tls: direct})
+	w.contenders = append(w.contenders, &contender{name: "direct", address: w.node.Addresses[0], tls: direct})
 	return err
 }
 
@@ -147,7 +156,7 @@ func (w *world) startMuxproxy() (*contender, error) {
 		return nil, err
 	}
 	config := fmt.Sprintf("http_proxy_port = %s\ntalos_gateway_port = %s\nbind = [\"127.0.0.1\"]\n\n[talos]\ntalosconfig = %q\n", ports[0], ports[1], w.path("talosconfig"))
-	talosconfig := apid.Talosconfig(apid.Context{Name: "bench", Endpoints: []string{w.node.address}, Nodes: []string{"10.5.0.2"}, CA: w.authority.PEM, Identity: w.admin})
+	talosconfig := apid.Talosconfig(apid.Context{Name: "bench", Endpoints: []string{w.node.Addresses[0]}, Nodes: []string{"10.5.0.2"}, CA: w.authority.PEM, Identity: w.admin})
 	err = errors.Join(os.Mkdir(filepath.Join(home, ".mux"), 0o700), os.WriteFile(w.path("talosconfig"), talosconfig, 0o600),
 		os.WriteFile(filepath.Join(home, ".mux/proxy.toml"), []byte(config), 0o600))
 	if err != nil {
@@ -170,10 +179,10 @@ func (w *world) startMuxproxy() (*contender, error) {
 }
 
 // await starts cmd and waits until something listens at the address. What it prints is shown only where it fails.
-func (w *world) await(cmd *exec.Cmd, address string) (*process, error) {
+func (w *world) await(cmd *exec.Cmd, address string) (*measure.Process, error) {
 	var log bytes.Buffer
 	cmd.Stderr = &log
-	p, err := startProcess(cmd)
+	p, err := measure.Start(cmd)
 	if err != nil {
 		return nil, err
 	}
@@ -182,7 +191,7 @@ func (w *world) await(cmd *exec.Cmd, address string) (*process, error) {
 			return p, conn.Close()
 		}
 	}
-	p.stop()
+	p.Stop()
 	return nil, fmt.Errorf("%s does not listen on %s: %s", cmd.Path, address, strings.TrimSpace(log.String()))
 }
 
@@ -204,11 +213,11 @@ func freePorts(n int) ([]string, error) {
 func (w *world) close() {
 	for _, c := range w.contenders {
 		if c.process != nil {
-			c.process.stop()
+			c.process.Stop()
 		}
 	}
 	if w.node != nil {
-		w.node.stop()
+		w.node.Stop()
 	}
 	os.RemoveAll(w.dir)
 }
