@@ -25,7 +25,7 @@ var commands = []struct {
 	{"cp to a directory", `talosctl cp /var/log x && find x -type f -exec sha256sum {} +`, "x/var/log/big"},
 	{"cp to stdout", `talosctl cp /etc - | tar tz`, "etc/os-release"},
 	{"memory", `talosctl memory`, "16384"},
-	{"services", `talosctl services | sed -E 's/ +[0-9hms]+ ago +/ /'`, "kubelet"},
+	{"services", `talosctl services | awk '{print $1, $2, $3, $4}'`, "kubelet"},
 	{"time", `talosctl time`, "2026-08-21 10:00:00"},
 	{"get of a type", `talosctl get hostname`, "HostnameStatus"},
 	{"get of one resource", `talosctl get hostname hostname -o yaml`, "hostname: talos-cp-1"},
