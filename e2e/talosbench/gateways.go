@@ -105,7 +105,7 @@ func serveGRPCProxy(p parameters) error {
 	}
 	const maxMessage = 32 << 20
 	node, err := grpc.NewClient("dns:///"+p.Node, grpc.WithTransportCredentials(credentials.NewTLS(client)),
-		grpc.WithInitialWindowSize(65535*32), grpc.WithInitialConnWindowSize(65535*16), grpc.WithSharedWriteBuffer(true),
+		grpc.WithInitialWindowSize(65535*32), grpc.WithInitialConnWindowSize(65535*16),
 		grpc.WithDefaultCallOptions(grpc.MaxCallRecvMsgSize(maxMessage), grpc.ForceCodecV2(proxy.Codec())))
 	if err != nil {
 		return err
@@ -122,7 +122,7 @@ func serveGRPCProxy(p parameters) error {
 		return err
 	}
 	s := grpc.NewServer(grpc.Creds(credentials.NewTLS(server)), grpc.ForceServerCodecV2(proxy.Codec()), grpc.MaxRecvMsgSize(maxMessage),
-		grpc.InitialWindowSize(65535*32), grpc.InitialConnWindowSize(65535*16), grpc.SharedWriteBuffer(true),
+		grpc.InitialWindowSize(65535*32), grpc.InitialConnWindowSize(65535*16),
 		grpc.UnknownServiceHandler(proxy.TransparentHandler(director)))
 	go func() { _ = s.Serve(ln) }()
 	return measure.UntilEOF(ln.Addr().String())
