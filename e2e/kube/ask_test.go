@@ -16,7 +16,7 @@ import (
 // question is a request that is sent byte for byte.
 type question struct {
 	method, target string   // "GET", "/contexts/cert/api"
-	fields         []string // "Accept: application/json"; a Host field replaces the right one
+	fields         []string // "Accept: application/json"; a Host field replaces the right one; OURSELVES is the daemon's address
 	body           string
 }
 
@@ -30,6 +30,9 @@ type answer struct {
 
 // upgrade is what a WebSocket client sends.
 var upgrade = []string{"Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="}
+
+// watchUpgrade is what a WebSocket client sends to watch: the API server wants an Origin there, whatever it is.
+var watchUpgrade = append([]string{"Origin: http://OURSELVES"}, upgrade...)
 
 // ask sends a request on a connection of its own, which is closed when it has been answered.
 func (d *door) ask(t testing.TB, q question) answer {
@@ -46,7 +49,7 @@ func (d *door) ask(t testing.TB, q question) answer {
 		fmt.Fprintf(&b, "Host: %s\r\n", d.Kube)
 	}
 	for _, field := range q.fields {
-		b.WriteString(field + "\r\n")
+		b.WriteString(strings.ReplaceAll(field, "OURSELVES", d.Kube) + "\r\n")
 	}
 	if q.body != "" {
 		fmt.Fprintf(&b, "Content-Length: %d\r\n", len(q.body))

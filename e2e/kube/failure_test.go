@@ -49,6 +49,7 @@ func (d *door) who(t testing.TB, context, user string, limit time.Duration) {
 type watcher struct {
 	events chan string // the n of each object, closed when the watch ends
 	cancel context.CancelFunc
+	end    error // why it ended; read after events is closed
 }
 
 // watch opens a watch of the configmaps of a namespace until the test ends.
@@ -74,9 +75,16 @@ func (d *door) watch(t testing.TB, context_, namespace string) *watcher {
 		in := json.NewDecoder(res.Body)
 		for {
 			var event struct {
-				Object struct{ Data struct{ N string } }
+				Type   string
+				Object struct {
+					Data    struct{ N string }
+					Message string
+				}
 			}
-			if in.Decode(&event) != nil {
+			if w.end = in.Decode(&event); w.end == nil && event.Type == "ERROR" {
+				w.end = errors.New(event.Object.Message)
+			}
+			if w.end != nil {
 				return
 			}
 			w.events <- event.Object.Data.N
@@ -148,7 +156,7 @@ func TestAnAPIServerThatIsKilledAndComesBackIsServedAgain(t *testing.T) {
 	w = d.watch(t, "exec-token", namespace)
 	create(t, namespace, "after", "1")
 	if n := w.next(t, answerLimit); n != "1" {
-		t.Errorf("event %q", n)
+		t.Errorf("event %q: %v", n, w.end)
 	}
 }
 
@@ -278,7 +286,7 @@ func TestACredentialThatIsRefusedIsRefreshedBeforeTheClientSees(t *testing.T) {
 	}{
 		"GET":     {question{method: "GET", target: path}, http.StatusOK},
 		"POST":    {question{method: "POST", target: path, fields: []string{"Content-Type: application/json"}, body: `{"metadata":{"generateName":"x-"}}`}, http.StatusCreated},
-		"upgrade": {question{method: "GET", target: path + "?watch=1", fields: append([]string{"Sec-WebSocket-Protocol: base64.binary.k8s.io"}, upgrade...)}, http.StatusSwitchingProtocols},
+		"upgrade": {question{method: "GET", target: path + "?watch=1", fields: append([]string{"Sec-WebSocket-Protocol: base64.binary.k8s.io"}, watchUpgrade...)}, http.StatusSwitchingProtocols},
 	} {
 		t.Run(name, func(t *testing.T) {
 			d := openDoor(t, nil, "")
@@ -348,7 +356,7 @@ func TestAKubeconfigThatChangesIsReadAndOpenWatchesStay(t *testing.T) {
 	})
 	create(t, namespace, "seen", "1")
 	if n := w.next(t, answerLimit); n != "1" {
-		t.Errorf("event %q", n)
+		t.Errorf("event %q: %v", n, w.end)
 	}
 }
 

@@ -46,7 +46,7 @@ func TestNothingThatAClientSendsChangesWhoArrives(t *testing.T) {
 			path, marker := mark("/api/v1/namespaces/default/configmaps")
 			fields, want := c.fields, http.StatusOK
 			if c.upgrade {
-				path, fields, want = strings.Replace(path, "?", "?watch=1&", 1), append(fields, upgrade...), http.StatusSwitchingProtocols
+				path, fields, want = strings.Replace(path, "?", "?watch=1&", 1), append(fields, watchUpgrade...), http.StatusSwitchingProtocols
 			}
 			if a := d.ask(t, question{method: "GET", target: "/contexts/" + c.context + path, fields: fields}); a.code != want {
 				t.Errorf("answer %v", a)

@@ -35,7 +35,7 @@ func TestManyWatchesSeeEachEventInOrderAndLeaveNothingBehind(t *testing.T) {
 		reading.Go(func() {
 			for n := range int(watchFor / eventEvery) {
 				if got := w.next(t, 2*answerLimit); got != strconv.Itoa(n) {
-					t.Errorf("watch %d has event %q in place of %d", i, got, n)
+					t.Errorf("watch %d has event %q in place of %d: %v", i, got, n, w.end)
 					return
 				}
 			}
@@ -55,8 +55,8 @@ func TestManyWatchesSeeEachEventInOrderAndLeaveNothingBehind(t *testing.T) {
 		}
 		return nil
 	})
-	if after := d.Usage(t); after.RSS > full.Peak {
-		t.Errorf("RSS grows after the watches: %d, %d with them", after.RSS, full.Peak)
+	if after := d.Usage(t); after.RSS > full.RSS+full.RSS/4 {
+		t.Errorf("RSS grows after the watches: %d, %d with them", after.RSS, full.RSS)
 	}
 	// Upon SIGQUIT the runtime prints all goroutines.
 	d.Signal(t, syscall.SIGQUIT)

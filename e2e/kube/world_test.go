@@ -75,7 +75,7 @@ func openDoor(t testing.TB, servers map[string]string, lines string) *door {
 	if err != nil {
 		t.Fatal(err)
 	}
-	d := testbed.Start(t, testbed.Options{Config: fmt.Sprintf("[kube]\nkubeconfig = %q\n%s", host.Kubeconfig, lines)})
+	d := testbed.Start(t, testbed.Options{Roots: shared.CA(), Config: fmt.Sprintf("[kube]\nkubeconfig = %q\n%s", host.Kubeconfig, lines)})
 	t.Cleanup(func() {
 		seen.add("output of the daemon of "+t.Name(), d.Stderr())
 		seen.addFiles(t, filepath.Join(d.Home, ".mux"))

@@ -161,7 +161,8 @@ func (c *Cluster) startEtcd() error {
 	}
 	c.etcd = "http://" + client
 	p, err := c.start("etcd", "--data-dir", c.file("etcd"), "--listen-client-urls", c.etcd, "--advertise-client-urls", c.etcd,
-		"--listen-peer-urls", "http://"+peer, "--initial-advertise-peer-urls", "http://"+peer, "--initial-cluster", "default=http://"+peer)
+		// The API server waits for these before it begins a watch.
+		"--experimental-watch-progress-notify-interval=100ms", "--listen-peer-urls", "http://"+peer, "--initial-advertise-peer-urls", "http://"+peer, "--initial-cluster", "default=http://"+peer)
 	if err != nil {
 		return err
 	}
@@ -301,6 +302,9 @@ func (c *Cluster) Canaries() []string {
 	}
 	return all
 }
+
+// CA is the root of all servers, as PEM.
+func (c *Cluster) CA() []byte { return c.authority.pem }
 
 // Tokens gives what the users of the kubeconfig have.
 func (c *Cluster) Tokens() Tokens { return c.tokens }
