@@ -199,8 +199,20 @@ type unary struct {
 	all       int // RPCs, those before the clock was started too
 }
 
-// measureUnary runs RPCs on one connection for a time.
-func measureUnary(address string, config *tls.Config, width int, length time.Duration) (unary, error) {
+// load is a load generator.
+type load interface {
+	// unary runs RPCs on one connection for a time, width of them at once.
+	unary(address string, config *tls.Config, width int, length time.Duration) (unary, error)
+	// stream receives one stream of bulk bytes in messages of size and gives MB/s.
+	stream(address string, config *tls.Config, size, bulk int) (float64, error)
+	// connection opens a connection and runs one RPC on it.
+	connection(address string, config *tls.Config) (close func() error, err error)
+}
+
+// rawLoad is the load generator that costs little.
+type rawLoad struct{}
+
+func (rawLoad) unary(address string, config *tls.Config, width int, length time.Duration) (unary, error) {
 	c, err := dial(address, config)
 	if err != nil {
 		return unary{}, err
@@ -224,32 +236,37 @@ func medianOf(all []time.Duration) time.Duration {
 	return all[len(all)/2]
 }
 
-// measureStream receives one stream and gives MB/s.
-func measureStream(address string, config *tls.Config, path string, bulk int) (float64, error) {
+func (rawLoad) stream(address string, config *tls.Config, size, bulk int) (float64, error) {
 	c, err := dial(address, config)
 	if err != nil {
 		return 0, err
 	}
 	defer c.conn.Close()
 	start := time.Now()
-	if err := c.until(path, 1, start); err != nil {
+	if err := c.until(map[int]string{1 << 10: smallPath, 64 << 10: largePath}[size], 1, start); err != nil {
 		return 0, err
 	}
 	return float64(bulk) / 1e6 / time.Since(start).Seconds(), nil
 }
 
-// measureConnections opens one connection after the other, each for one RPC, and gives the median time.
-func measureConnections(address string, config *tls.Config, length time.Duration) (time.Duration, error) {
+func (rawLoad) connection(address string, config *tls.Config) (close func() error, err error) {
+	c, err := dial(address, config)
+	if err != nil {
+		return nil, err
+	}
+	return c.conn.Close, c.until(unaryPath, 1, time.Now())
+}
+
+// measureConnections opens one connection after the other and gives the median time.
+func measureConnections(l load, address string, config *tls.Config, length time.Duration) (time.Duration, error) {
 	var took []time.Duration
 	for end := time.Now().Add(length); time.Now().Before(end) || len(took) < 3; {
 		start := time.Now()
-		c, err := dial(address, config)
-		if err != nil {
-			return 0, err
-		}
-		err = c.until(unaryPath, 1, start)
+		close, err := l.connection(address, config)
 		took = append(took, time.Since(start))
-		c.conn.Close()
+		if close != nil {
+			_ = close()
+		}
 		if err != nil {
 			return 0, err
 		}
@@ -257,18 +274,22 @@ func measureConnections(address string, config *tls.Config, length time.Duration
 	return medianOf(took), nil
 }
 
-// hold opens connections that have carried an RPC each.
-func hold(address string, config *tls.Config, n int) ([]*client, error) {
-	var all []*client
-	for range n {
-		c, err := dial(address, config)
-		if err != nil {
-			return all, err
-		}
-		all = append(all, c)
-		if err := c.until(unaryPath, 1, time.Now()); err != nil {
-			return all, err
+// hold opens connections that have carried an RPC each; close closes them.
+func hold(l load, address string, config *tls.Config, n int) (close func(), err error) {
+	var all []func() error
+	close = func() {
+		for _, c := range all {
+			_ = c()
 		}
 	}
-	return all, nil
+	for range n {
+		c, err := l.connection(address, config)
+		if c != nil {
+			all = append(all, c)
+		}
+		if err != nil {
+			return close, err
+		}
+	}
+	return close, nil
 }

@@ -29,8 +29,8 @@ func measurements() []*measurement {
 			&measure.Row{Name: "CPU of 10,000 unary RPCs, 16 streams", Unit: "ms", Against: byGRPC, Most: 0.3},
 			&measure.Row{Name: "the same", Unit: "ms", Against: byCopy, Most: 1.5}),
 		unaryRows(64, &measure.Row{Name: "unary RPC/s, 64 streams", Unit: "1/s", Against: byGRPC, Least: 2}),
-		streamRow(smallPath, &measure.Row{Name: "stream of 1 KiB messages", Unit: "MB/s", Against: byGRPC, Least: 1.5}),
-		streamRow(largePath, &measure.Row{Name: "stream of 64 KiB messages", Unit: "MB/s", Against: byGRPC, Least: 1.15}),
+		streamRow(1<<10, &measure.Row{Name: "stream of 1 KiB messages", Unit: "MB/s", Against: byGRPC, Least: 1.5}),
+		streamRow(64<<10, &measure.Row{Name: "stream of 64 KiB messages", Unit: "MB/s", Against: byGRPC, Least: 1.15}),
 		{[]*measure.Row{{Name: "new connection and first RPC", Unit: "ms", Digits: 2, Against: byCopy, Most: 1.2}}, (*world).connections},
 		{[]*measure.Row{{Name: "RSS at 200 idle connections", Unit: "MiB", Digits: 1, Against: byGRPC, Most: 1}}, (*world).idleRSS},
 	}
@@ -40,7 +40,7 @@ func measurements() []*measurement {
 func unaryRows(width int, rows ...*measure.Row) *measurement {
 	return &measurement{rows, func(w *world, c *contender) ([]float64, error) {
 		before := c.cpuTime()
-		u, err := measureUnary(c.address, c.tls, width, w.time)
+		u, err := w.load.unary(c.address, c.tls, width, w.time)
 		if err != nil {
 			return nil, err
 		}
@@ -53,15 +53,15 @@ func unaryRows(width int, rows ...*measure.Row) *measurement {
 	}}
 }
 
-func streamRow(path string, r *measure.Row) *measurement {
+func streamRow(size int, r *measure.Row) *measurement {
 	return &measurement{[]*measure.Row{r}, func(w *world, c *contender) ([]float64, error) {
-		v, err := measureStream(c.address, c.tls, path, w.bulk)
+		v, err := w.load.stream(c.address, c.tls, size, w.bulk)
 		return []float64{v}, err
 	}}
 }
 
 func (w *world) connections(c *contender) ([]float64, error) {
-	took, err := measureConnections(c.address, c.tls, w.time)
+	took, err := measureConnections(w.load, c.address, c.tls, w.time)
 	return []float64{took.Seconds() * 1e3}, err
 }
 
@@ -78,12 +78,8 @@ func (w *world) idleRSS(c *contender) ([]float64, error) {
 		return nil, err
 	}
 	defer fresh.process.Stop()
-	all, err := hold(fresh.address, fresh.tls, w.idle)
-	defer func() {
-		for _, held := range all {
-			held.conn.Close()
-		}
-	}()
+	close, err := hold(w.load, fresh.address, fresh.tls, w.idle)
+	defer close()
 	if err != nil {
 		return nil, err
 	}

@@ -21,14 +21,16 @@ func TestMain(m *testing.M) {
 }
 
 func TestEveryContenderGivesTheRightAnswersInEveryRow(t *testing.T) {
-	var out, progress bytes.Buffer
-	if err := run(t.Context(), []string{"-short"}, &out, &progress); err != nil {
-		t.Fatalf("%v, after %s", err, progress.String())
-	}
-	for _, m := range measurements() {
-		for _, r := range m.rows {
-			if !strings.Contains(out.String(), "| "+r.Name+" | ") {
-				t.Errorf("no row %q in %s", r.Name, out.String())
+	for _, ends := range []string{"raw", "grpc"} {
+		var out, progress bytes.Buffer
+		if err := run(t.Context(), []string{"-short", "-ends", ends}, &out, &progress); err != nil {
+			t.Fatalf("%v, after %s", err, progress.String())
+		}
+		for _, m := range measurements() {
+			for _, r := range m.rows {
+				if !strings.Contains(out.String(), "| "+r.Name+" | ") {
+					t.Errorf("no row %q in %s", r.Name, out.String())
+				}
 			}
 		}
 	}

@@ -23,9 +23,12 @@ type world struct {
 	options
 	ctx        context.Context
 	dir        string
+	module     string // the checkout
+	cluster    *apid.Cluster
 	authority  *apid.Authority
-	admin      apid.Identity
-	node       *measure.Process
+	node       *measure.Process // nil where the cluster is the node
+	address    string           // of the node
+	load       load
 	contenders []*contender
 	all        []*measurement
 	values     measure.Values
@@ -65,39 +68,57 @@ func (w *world) path(name string) string { return filepath.Join(w.dir, name) }
 
 // begin starts everything that a run needs.
 func (w *world) begin() (err error) {
-	if w.authority, err = apid.NewAuthority(); err != nil {
+	if w.module, err = checkout(w.ctx); err != nil {
 		return err
 	}
-	if w.admin, err = w.authority.Client(24*time.Hour, "os:admin"); err != nil {
+	// The cluster is the node of grpc-go's ends; of the other it has the identities alone.
+	if w.cluster, err = apid.NewCluster(w.module, "10.5.0.2"); err != nil {
 		return err
 	}
+	w.cluster.Forget()
+	w.authority = w.cluster.Authority
 	server, err := w.authority.Server("localhost", "127.0.0.1")
 	if err != nil {
 		return err
 	}
 	for name, text := range map[string][]byte{
-		"root.pem": w.authority.PEM, "client.pem": w.admin.Cert, "client-key.pem": w.admin.Key, "server.pem": server.Cert, "server-key.pem": server.Key,
+		"root.pem": w.authority.PEM, "client.pem": w.cluster.Admin.Cert, "client-key.pem": w.cluster.Admin.Key, "server.pem": server.Cert, "server-key.pem": server.Key,
 	} {
 		if err := os.WriteFile(w.path(name), text, 0o600); err != nil {
 			return err
 		}
 	}
-	if w.node, err = measure.StartRole(w.ctx, "node", w.parameters()); err != nil {
+	if err := w.startNode(); err != nil {
 		return err
 	}
 	return w.addContenders()
 }
 
+// startNode starts the node and chooses the load generator.
+func (w *world) startNode() error {
+	if w.ends == "grpc" {
+		w.load = grpcLoad{}
+		e, err := w.cluster.Serve("127.0.0.1:0", apid.EndpointOptions{Hosts: []string{"localhost"}})
+		if err != nil {
+			return err
+		}
+		w.address = e.Address()
+		return nil
+	}
+	w.load = rawLoad{}
+	var err error
+	if w.node, err = measure.StartRole(w.ctx, "node", w.parameters()); err == nil {
+		w.address = w.node.Addresses[0]
+	}
+	return err
+}
+
 // parameters are those of a role. The gateways' own certificate is the node's: what signs it is not what is measured.
 func (w *world) parameters() parameters {
-	p := parameters{
+	return parameters{
 		Cert: w.path("server.pem"), Key: w.path("server-key.pem"), Roots: w.path("root.pem"),
-		ClientCert: w.path("client.pem"), ClientKey: w.path("client-key.pem"), Bulk: w.bulk,
+		ClientCert: w.path("client.pem"), ClientKey: w.path("client-key.pem"), Bulk: w.bulk, Node: w.address,
 	}
-	if w.node != nil {
-		p.Node = w.node.Addresses[0]
-	}
-	return p
 }
 
 // addContenders starts the gateways; the order is that of the table's columns.
@@ -126,18 +147,23 @@ func (w *world) addContenders() error {
 		w.contenders = append(w.contenders, c)
 	}
 	direct, err := w.parameters().client()
-	w.contenders = append(w.contenders, &contender{name: "direct", address: w.node.Addresses[0], tls: direct})
+	w.contenders = append(w.contenders, &contender{name: "direct", address: w.address, tls: direct})
 	return err
+}
+
+// checkout is the directory of muxproxy's own module.
+func checkout(ctx context.Context) (string, error) {
+	module, err := exec.CommandContext(ctx, "go", "list", "-m", "-f", "{{.Dir}}", "muxproxy/e2e").Output()
+	if err != nil {
+		return "", fmt.Errorf("find the checkout: %w: run it in the folder e2e", err)
+	}
+	return filepath.Dir(string(module)), nil
 }
 
 // build makes the program of this checkout.
 func (w *world) build() error {
-	module, err := exec.CommandContext(w.ctx, "go", "list", "-m", "-f", "{{.Dir}}", "muxproxy/e2e").Output()
-	if err != nil {
-		return fmt.Errorf("find the checkout: %w: run it in the folder e2e", err)
-	}
 	cmd := exec.CommandContext(w.ctx, "go", "build", "-o", w.muxproxy, ".")
-	cmd.Dir = filepath.Dir(string(module))
+	cmd.Dir = w.module
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if text, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("build muxproxy: %w: %s", err, text)
@@ -156,7 +182,7 @@ func (w *world) startMuxproxy() (*contender, error) {
 		return nil, err
 	}
 	config := fmt.Sprintf("http_proxy_port = %s\ntalos_gateway_port = %s\nbind = [\"127.0.0.1\"]\n\n[talos]\ntalosconfig = %q\n", ports[0], ports[1], w.path("talosconfig"))
-	talosconfig := apid.Talosconfig(apid.Context{Name: "bench", Endpoints: []string{w.node.Addresses[0]}, Nodes: []string{"10.5.0.2"}, CA: w.authority.PEM, Identity: w.admin})
+	talosconfig := apid.Talosconfig(apid.Context{Name: "bench", Endpoints: []string{w.address}, Nodes: []string{"10.5.0.2"}, CA: w.authority.PEM, Identity: w.cluster.Admin})
 	err = errors.Join(os.Mkdir(filepath.Join(home, ".mux"), 0o700), os.WriteFile(w.path("talosconfig"), talosconfig, 0o600),
 		os.WriteFile(filepath.Join(home, ".mux/proxy.toml"), []byte(config), 0o600))
 	if err != nil {
@@ -218,6 +244,9 @@ func (w *world) close() {
 	}
 	if w.node != nil {
 		w.node.Stop()
+	}
+	if w.cluster != nil {
+		w.cluster.Close()
 	}
 	os.RemoveAll(w.dir)
 }
