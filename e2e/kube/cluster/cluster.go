@@ -26,6 +26,9 @@ import (
 // startLimit is how long a server may take until it answers.
 const startLimit = 90 * time.Second
 
+// Own is the User-Agent of what this package sends to the API server itself.
+const Own = "e2e-cluster"
+
 // admins is the group that may do everything.
 const admins = "e2e-admins"
 
@@ -285,6 +288,7 @@ func (c *Cluster) Send(ctx context.Context, method, path, contentType, body stri
 	if err != nil {
 		return nil, err
 	}
+	req.Header.Set("User-Agent", Own)
 	if contentType != "" {
 		req.Header.Set("Content-Type", contentType)
 	}
