@@ -23,14 +23,14 @@ const quietTime = 45 * time.Second
 type quiet struct {
 	opened time.Time
 	stream grpc.ClientStream
+	cancel context.CancelFunc // ends it
 }
 
 // startQuiet opens it as talosctl's trackers do: keep-alive pings every 10 s.
 func (w *world) startQuiet(t *testing.T) *quiet {
 	t.Helper()
 	conn := w.dialGateway(t, grpc.WithKeepaliveParams(keepalive.ClientParameters{Time: 10 * time.Second, Timeout: 5 * time.Second}))
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
-	t.Cleanup(cancel)
+	ctx, cancel := context.WithCancel(t.Context())
 	s, err := openStream(metadata.AppendToOutgoingContext(ctx, "context", "lab"), conn, machine.MachineService_Dmesg_FullMethodName)
 	if err == nil {
 		err = errors.Join(s.SendMsg(&machine.DmesgRequest{Follow: true, Tail: true}), s.CloseSend())
@@ -38,13 +38,14 @@ func (w *world) startQuiet(t *testing.T) *quiet {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return &quiet{time.Now(), s}
+	return &quiet{time.Now(), s, cancel}
 }
 
 // check waits until the stream has been quiet for long enough, and expects a line to come through it then.
 func (q *quiet) check(t *testing.T, w *world) {
 	time.Sleep(time.Until(q.opened.Add(quietTime)))
 	w.lab.Kernel.Add("after the quiet")
+	defer time.AfterFunc(answerLimit, q.cancel).Stop()
 	m := new(common.Data)
 	if err := q.stream.RecvMsg(m); err != nil || !strings.Contains(string(m.Bytes), "after the quiet") {
 		t.Errorf("%v: %q", err, m.Bytes)
