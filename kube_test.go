@@ -299,6 +299,8 @@ func TestDoorRefusesWhatIsNoRequestOfAContainer(t *testing.T) {
 		{"impersonation", "GET /api\r\nImpersonate-User: admin", 403, "door: impersonation"},
 		{"impersonation by underscores", "GET /api\r\nimpersonate_user: admin", 403, "door: impersonation"},
 		{"impersonation of a group alone", "GET /api\r\nImpersonate-Extra-x: admin", 403, "door: impersonation"},
+		{"TRACE", "TRACE /version", 403, "door: TRACE"},
+		{"TRACE by its other name", "track /version", 403, "door: TRACE"},
 		{"h2c", "GET /api\r\nConnection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AA", 400, "door: upgrade"},
 		{"two upgrades", "GET /api\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nUpgrade: h2c", 400, "door: upgrade"},
 		{"upgrade with content", "POST /api\r\nConnection: Upgrade\r\nUpgrade: SPDY/3.1\r\n\r\nx", 400, "door: upgrade"},

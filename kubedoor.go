@@ -32,6 +32,8 @@ func (d kubeDoor) admit(r *http.Request) *refusal {
 		return denied(http.StatusBadRequest, "door: target", "this port takes requests in origin-form only (GET /api …): put its name into NO_PROXY")
 	case !validLine(r):
 		return denied(http.StatusBadRequest, "door: target", "the target holds a character that servers read in different ways: escape it")
+	case strings.EqualFold(r.Method, "TRACE") || strings.EqualFold(r.Method, "TRACK"):
+		return denied(http.StatusForbidden, "door: TRACE", "TRACE is refused, since the answer would hold the credential of the host")
 	}
 	for name := range r.Header {
 		if strings.HasPrefix(name, "Impersonate-") || strings.IndexByte(name, '_') >= 0 && strings.HasPrefix(dashed(name), "Impersonate-") {
