@@ -98,12 +98,16 @@ func TestLevelsRefuseWhatTheyPromise(t *testing.T) {
 	}
 }
 
-func TestMethodOverridesAreRefusedBelowFull(t *testing.T) {
+func TestMethodOverridesAreRefusedBelowFullAndWithRules(t *testing.T) {
 	for level, want := range map[accessLevel]int{accessFull: 200, accessNoCredentials: 400, accessReadOnly: 400} {
 		p := newTestKube(t, kubeEcho, kubePlaneConfig{access: level})
 		if res, content := p.ask(t, "GET "+ns+"/pods/a\r\nX-HTTP-Method-Override: DELETE"); res.StatusCode != want {
 			t.Errorf("%s: %d %s", level, res.StatusCode, content)
 		}
+	}
+	p := newTestKube(t, kubeEcho, kubePlaneConfig{context: map[string]kubeContextConfig{"prod": {access: accessFull, rules: []kubeRule{{deny: true, verbs: []string{"delete"}}}}}})
+	if res, content := p.ask(t, "POST "+ns+"/pods/a\r\nX_HTTP_Method_Override: DELETE"); res.StatusCode != 400 {
+		t.Errorf("full with a rule: %d %s", res.StatusCode, content)
 	}
 }
 

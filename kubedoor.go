@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"unicode/utf8"
 
 	"golang.org/x/net/http/httpguts"
 )
@@ -100,7 +101,8 @@ func admitUpgrade(r *http.Request) *refusal {
 }
 
 // cleanPath tells whether a decoded path means the same to every server on its way. The API server takes it as it is, but a load
-// balancer or a Rancher before it may remove dot segments, merge slashes or decode once more, and arrive elsewhere. No name in
+// balancer or a Rancher before it may remove dot segments, merge slashes, decode once more, send on what it has decoded (nginx's $uri: then
+// "?" and "#" end the path, and control characters the line), or cut parameters off at ";" (Java), and arrive elsewhere. No name in
 // Kubernetes holds "%" or "/" (k8s.io/apimachinery/pkg/api/validate/content). Behind a proxy subresource the path belongs to
 // somebody else and may hold anything, as long as it cannot lead out again.
 func cleanPath(q *kubeRequest) bool {
@@ -108,7 +110,10 @@ func cleanPath(q *kubeRequest) bool {
 	if q.proxied > 0 {
 		own, rest = q.path[:q.proxied], q.path[q.proxied:]
 	}
-	if !strings.HasPrefix(own, "/") || strings.ContainsAny(own, "%\\\x00") {
+	if !strings.HasPrefix(own, "/") || strings.ContainsFunc(own, ambiguous) {
+		return false
+	}
+	if strings.IndexByte(own, ' ') >= 0 && q.resourceful && strings.Contains(q.group+q.namespace+q.resource+q.subresource, " ") { // names may hold one
 		return false
 	}
 	for i := 1; i <= len(own); {
@@ -127,15 +132,23 @@ func cleanPath(q *kubeRequest) bool {
 	if rest == "" {
 		return true
 	}
-	again, err := url.PathUnescape(rest)
-	return staysBelow(rest) && (err != nil || staysBelow(again))
+	return staysBelow(rest) && staysBelow(escapedDots.Replace(rest))
 }
 
-// staysBelow tells whether no dot segments of path lead above where it begins, empty segments being none.
+// ambiguous tells whether c, decoded, stands for something else to servers that decode once too often or too seldom.
+func ambiguous(c rune) bool {
+	return c < ' ' || c == 0x7f || c == '%' || c == '\\' || c == '?' || c == '#' || c == ';' || c == utf8.RuneError
+}
+
+// escapedDots decodes once more what can lead out of a path, malformed escapes beside it or not.
+var escapedDots = strings.NewReplacer("%2e", ".", "%2E", ".", "%2f", "/", "%2F", "/", "%5c", `\`, "%5C", `\`, "%3b", ";", "%3B", ";")
+
+// staysBelow tells whether no dot segments of path lead above where it begins, empty segments being none; "..;x" is one to servers that
+// know path parameters.
 func staysBelow(path string) bool {
 	depth := 0
 	for segment := range strings.FieldsFuncSeq(path, func(c rune) bool { return c == '/' || c == '\\' }) {
-		switch segment {
+		switch segment, _, _ = strings.Cut(segment, ";"); segment {
 		case "..":
 			if depth--; depth < 0 {
 				return false

@@ -89,9 +89,9 @@ func (x *kubeExchange) admit(r *http.Request) *refusal {
 	x.q.upgrade = upgradeOf(r.Header) != ""
 	x.event.verb, x.event.resource, x.event.namespace = x.q.verb, x.q.String(), x.q.namespace
 	if !ok || !cleanPath(&x.q) {
-		return denied(http.StatusBadRequest, "door: ambiguous path", "the path holds a dot segment, an empty segment, a backslash, NUL or a malformed or doubled escape, which servers read in different ways: send it in its plain form")
+		return denied(http.StatusBadRequest, "door: ambiguous path", "the path holds a dot segment, an empty segment, a malformed or doubled escape or a character (backslash, ?, #, ;, controls) that servers read in different ways: send it in its plain form")
 	}
-	if x.c.access.access != accessFull && overridesMethod(r.Header) {
+	if (x.c.access.access != accessFull || len(x.c.access.rules) > 0) && overridesMethod(r.Header) {
 		return denied(http.StatusBadRequest, "door: method override", "method override fields are not allowed here: use the method itself")
 	}
 	if f := x.c.access.judge(&x.q); f != nil {
