@@ -3,8 +3,10 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"maps"
 	"net"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
@@ -55,6 +57,8 @@ type h2Verdict struct {
 	// prefix and what they announce). Until then nothing of the stream goes upstream, nor of later ones.
 	hold    bool
 	refusal *h2Refusal
+	// leave, with a refusal, has the client open another connection for what comes next (GOAWAY); what is under way goes on.
+	leave bool
 }
 
 // h2Refusal answers a request in the place of an upstream: a header section with END_STREAM, as gRPC's "Trailers-Only".
@@ -151,7 +155,7 @@ func (r *h2Relay) shutdown(ctx context.Context) {
 	r.mu.Unlock()
 	stop := context.AfterFunc(ctx, func() {
 		for _, c := range conns {
-			c.cut()
+			c.cut(h2Cut, errH2Shutdown)
 		}
 	})
 	defer stop()
@@ -164,7 +168,29 @@ func (r *h2Relay) shutdown(ctx context.Context) {
 
 // begin starts the upstream's half of c, which run waits for.
 func (c *h2Conn) begin(s *h2Stream, hello []byte) {
-	c.running.Go(func() { c.runUpstream(s, hello) })
+	c.running.Go(func() {
+		if err := guarded(func() error { c.runUpstream(s, hello); return nil }); err != nil {
+			c.cut(h2Malformed, err)
+		}
+	})
+}
+
+// h2Fault is a panic on a connection: a fault of the relay's or of its owner's. It ends that connection alone.
+type h2Fault struct {
+	value any
+	stack []byte
+}
+
+func (f *h2Fault) Error() string { return fmt.Sprint("panic: ", f.value) }
+
+// guarded makes an error of a panic in f, so that all streams of the connection still have their ends, and the process goes on.
+func guarded(f func() error) (err error) {
+	defer func() {
+		if value := recover(); value != nil {
+			err = &h2Fault{value, debug.Stack()}
+		}
+	}()
+	return f()
 }
 
 // field gives the value of the first field of that name in s's request, "" where there is none.

@@ -9,7 +9,7 @@ import (
 	"golang.org/x/net/http2/hpack"
 )
 
-// h2PrefaceWait is how long a client has for its preface and SETTINGS.
+// h2PrefaceWait is how long a client has for its preface and SETTINGS, and a peer for the rest of a header section.
 const h2PrefaceWait = 10 * time.Second
 
 // greetClient answers the client's preface before there is an upstream: a client that waits for SETTINGS can then send the request
@@ -87,9 +87,15 @@ func (c *h2Conn) clientFrame(head http2.FrameHeader) error {
 		if err != nil {
 			return err
 		}
+		if section.parts {
+			c.reader.conn.SetReadDeadline(time.Time{})
+			c.lingerIfIdle() // which may have set one too
+		}
 		c.flow.Lock()
 		defer c.flow.Unlock()
-		return c.clientSection(section)
+		err = c.clientSection(section)
+		c.reader.fields.shed()
+		return err
 	case http2.FramePushPromise:
 		return &h2ConnError{http2.ErrCodeProtocol, "a client's PUSH_PROMISE"}
 	case http2.FrameSettings, http2.FramePing, http2.FrameGoAway, http2.FrameRSTStream, http2.FrameWindowUpdate, http2.FramePriority:
@@ -199,7 +205,7 @@ func (c *h2Conn) clientSection(h h2Section) error {
 	switch {
 	case s != nil:
 		return c.clientTrailers(s, h)
-	case old && (len(h.fields) == 0 || h.fields[0].Name[0] != ':'):
+	case old && (len(h.fields) == 0 || !strings.HasPrefix(h.fields[0].Name, ":")):
 		// The trailers of a stream that was reset meanwhile.
 		return c.spent(nil)
 	case old:

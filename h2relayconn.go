@@ -22,6 +22,12 @@ const h2HeldBytes = 16 << 10
 // h2HeldFields bounds the header sections that wait, in bytes.
 const h2HeldFields = 2 * h2FieldsLimit
 
+// h2HeldWait is how long a request may wait for its first message to be whole. A client sends both at once.
+const h2HeldWait = 10 * time.Second
+
+// h2IdleWait is how long a connection may be without a stream.
+const h2IdleWait = 5 * time.Minute
+
 // h2Linger is how long a client has to take what is left for it and to leave, once it has been told to.
 const h2Linger = 5 * time.Second
 
@@ -61,6 +67,8 @@ type h2Conn struct {
 	gone    bool   // the client has
 	cause   h2Cause
 	why     error // the connection ends for
+	idle    *time.Timer
+	quiet   time.Time // when the last stream ended
 
 	acks atomic.Int32 // of the client, that the upstream waits for
 }
@@ -68,7 +76,8 @@ type h2Conn struct {
 // h2StreamState is what the relay keeps of a stream.
 type h2StreamState struct {
 	// guarded by flow
-	waits   bool // for judge's second verdict
+	waits   bool        // for judge's second verdict
+	timer   *time.Timer // of overdue
 	trailer []hpack.HeaderField
 	window  uint32 // what the client added to its window while it waited
 	size    int    // of its header section while that waits
@@ -98,11 +107,13 @@ func newH2Conn(client net.Conn, owner h2Owner) *h2Conn {
 // run relays until the connection is over.
 func (c *h2Conn) run() error {
 	keepH2Alive(c.reader.conn, false)
-	err := c.greetClient()
-	if err == nil {
-		err = c.pumpClient()
-	}
+	c.watchIdle()
+	defer c.idle.Stop()
+	err := guarded(c.relayClient)
 	fault, broken := err.(*h2ConnError)
+	if _, failed := err.(*h2Fault); failed {
+		c.cut(h2Malformed, err)
+	}
 	if broken {
 		c.stop(h2Malformed, err)
 		// The upstream's half may be writing to it.
@@ -121,6 +132,14 @@ func (c *h2Conn) run() error {
 	}
 	c.reader.release()
 	return c.why
+}
+
+// relayClient deals with what the client sends, until it leaves or breaks the protocol.
+func (c *h2Conn) relayClient() error {
+	if err := c.greetClient(); err != nil {
+		return err
+	}
+	return c.pumpClient()
 }
 
 // stop ends the upstream's half. The first cause counts.
@@ -161,28 +180,38 @@ func (c *h2Conn) take(last uint32) []*h2Stream {
 			delete(c.streams, id)
 		}
 	}
+	c.rest()
 	slices.SortFunc(out, func(a, b *h2Stream) int { return int(a.id) - int(b.id) })
 	return out
 }
 
-// cut ends the connection at once.
-func (c *h2Conn) cut() {
+// cut ends the connection at once, both ways: the client's pump may be waiting for an upstream that does not read.
+func (c *h2Conn) cut(cause h2Cause, why error) {
 	c.mu.Lock()
 	if !c.gone {
-		c.cause, c.why = h2Cut, errH2Shutdown
+		c.cause, c.why = cause, why
 	}
 	c.mu.Unlock()
+	c.stop(cause, why)
 	h2Close(c.reader.conn)
 }
 
 // drain tells the client to open no more streams; the connection ends with those that are open.
 func (c *h2Conn) drain() {
+	c.leaveIf(true)
+	c.client.flush()
+}
+
+// leaveIf is drain where leave says so, but for the flush.
+func (c *h2Conn) leaveIf(leave bool) {
+	if !leave {
+		return
+	}
 	c.mu.Lock()
 	last := min(c.last, c.above)
 	c.above = last
 	c.mu.Unlock()
 	c.client.goAway(last, http2.ErrCodeNo, nil)
-	c.client.flush()
 	c.leave()
 }
 
@@ -223,6 +252,51 @@ func (c *h2Conn) end(s *h2Stream, e h2End) {
 func (c *h2Conn) drop(s *h2Stream) {
 	c.mu.Lock()
 	delete(c.streams, s.id)
+	c.rest()
 	c.mu.Unlock()
 	c.lingerIfIdle()
+}
+
+// enter counts a goroutine in that run is to wait for; false where the connection is over.
+func (c *h2Conn) enter() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.gone {
+		c.running.Add(1)
+	}
+	return !c.gone
+}
+
+// watchIdle has a connection end that has been without a stream for h2IdleWait. run stops the timer.
+func (c *h2Conn) watchIdle() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.quiet = time.Now()
+	c.idle = time.AfterFunc(h2IdleWait, c.endIdle)
+}
+
+// rest notes when the last stream ended. mu is held.
+func (c *h2Conn) rest() {
+	if len(c.streams) == 0 {
+		c.quiet = time.Now()
+	}
+}
+
+// endIdle drains a connection that has been without a stream for h2IdleWait. A client that does not read is not waited for.
+func (c *h2Conn) endIdle() {
+	c.mu.Lock()
+	left := h2IdleWait - time.Since(c.quiet)
+	if len(c.streams) > 0 {
+		left = h2IdleWait
+	}
+	if left > 0 {
+		c.idle.Reset(left)
+	}
+	c.mu.Unlock()
+	if left > 0 || !c.enter() {
+		return
+	}
+	defer c.running.Done()
+	c.reader.conn.SetWriteDeadline(time.Now().Add(h2Linger))
+	c.drain()
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"io"
 	"strings"
+	"time"
 
 	"golang.org/x/net/http/httpguts"
 	"golang.org/x/net/http2"
@@ -15,6 +16,9 @@ const (
 	h2FieldsLimit = 1 << 20
 	h2Fragments   = 256
 )
+
+// h2PseudoFields is how many kinds of pseudo-field a request can have: :protocol is the fifth (RFC 8441 §4).
+const h2PseudoFields = 5
 
 // h2FieldReader decodes header sections. It decodes each to its end, for the state of the compression, keeps no more
 // than h2FieldsLimit, and tells what is wrong with it.
@@ -34,10 +38,11 @@ type h2Section struct {
 	fields []hpack.HeaderField
 	large  bool   // it was larger than h2FieldsLimit: fields is incomplete
 	fault  string // why it is malformed, ""
+	parts  bool   // it took more than one frame: next has a deadline
 }
 
-// section reads the HEADERS frame of head and the CONTINUATION frames that follow (RFC 9113 §4.3). All errors concern the
-// connection.
+// section reads the HEADERS frame of head and the CONTINUATION frames that follow (RFC 9113 §4.3), which have h2PrefaceWait, since
+// nothing else can come meanwhile. All errors concern the connection.
 func (r *h2Reader) section(head http2.FrameHeader) (h2Section, error) {
 	f := &r.fields
 	f.fields, f.size, f.large, f.fault, f.regular = f.fields[:0], 0, false, "", false
@@ -62,6 +67,10 @@ func (r *h2Reader) section(head http2.FrameHeader) (h2Section, error) {
 		}
 		if whole {
 			break
+		}
+		if !s.parts {
+			s.parts = true
+			r.conn.SetReadDeadline(time.Now().Add(h2PrefaceWait))
 		}
 		if fragment, whole, err = r.continuation(); err != nil {
 			return s, err
@@ -113,6 +122,8 @@ func (f *h2FieldReader) add(field hpack.HeaderField) {
 	switch {
 	case pseudo && f.regular:
 		f.fault = "a pseudo-field behind another field"
+	case pseudo && len(f.fields) == h2PseudoFields:
+		f.fault = "more pseudo-fields than there are"
 	case pseudo && f.has(field.Name):
 		f.fault = "a pseudo-field twice"
 	case !pseudo && !validH2Name(field.Name):
@@ -124,6 +135,13 @@ func (f *h2FieldReader) add(field hpack.HeaderField) {
 	}
 	f.regular = f.regular || !pseudo
 	f.fields = append(f.fields, field)
+}
+
+// shed lets go of a section that was large, so that a connection that is idle holds little.
+func (f *h2FieldReader) shed() {
+	if f.size > h2Buffer {
+		f.fields = nil
+	}
 }
 
 func (f *h2FieldReader) has(name string) bool {

@@ -3,6 +3,7 @@ package main
 import (
 	"slices"
 	"strconv"
+	"time"
 
 	"golang.org/x/net/http2"
 	"golang.org/x/net/http2/hpack"
@@ -24,9 +25,12 @@ func (c *h2Conn) consider(s *h2Stream) {
 	v := c.owner.judge(s)
 	if v.refusal != nil {
 		c.refuse(s, v.refusal)
+		c.leaveIf(v.leave)
 		return
 	}
-	s.waits = v.hold
+	if s.waits = v.hold; s.waits {
+		s.timer = time.AfterFunc(h2HeldWait, func() { c.overdue(s) })
+	}
 	if !s.waits && c.up != nil && len(c.queue) == 0 {
 		c.send(s)
 		return
@@ -75,8 +79,23 @@ func (c *h2Conn) decide(s *h2Stream) {
 	if v.refusal != nil {
 		c.refuse(s, v.refusal)
 	}
+	c.leaveIf(v.leave)
 	c.openFor(s)
 	c.advance()
+}
+
+// overdue has s judged by what there is, since it keeps all behind it waiting.
+func (c *h2Conn) overdue(s *h2Stream) {
+	if !c.enter() {
+		return
+	}
+	defer c.running.Done()
+	c.flow.Lock()
+	if s.waits {
+		c.decide(s)
+	}
+	c.flow.Unlock()
+	c.flushClient()
 }
 
 // advance sends what need not wait any more: ids of streams that the upstream sees first must rise (RFC 9113 §5.1.1), so each
@@ -166,5 +185,8 @@ func (c *h2Conn) forget(s *h2Stream) {
 func (c *h2Conn) release(s *h2Stream) {
 	c.held -= len(s.content)
 	c.heldFields -= s.size
-	s.content, s.fields, s.trailer, s.size = nil, nil, nil, 0
+	s.content, s.fields, s.trailer, s.size, s.waits = nil, nil, nil, 0, false
+	if s.timer != nil {
+		s.timer.Stop()
+	}
 }

@@ -191,7 +191,11 @@ func (c *h2Conn) upstreamFrame(up *h2Upstream, head http2.FrameHeader) error {
 		if err != nil {
 			return err
 		}
+		if section.parts {
+			up.reader.conn.SetReadDeadline(time.Time{})
+		}
 		c.upstreamSection(up, section)
+		up.reader.fields.shed()
 		return nil
 	case http2.FramePushPromise:
 		return &h2ConnError{http2.ErrCodeProtocol, "PUSH_PROMISE from the upstream"}

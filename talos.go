@@ -37,6 +37,7 @@ type talosPlane struct {
 	view  atomic.Pointer[talosView]
 	// recent is what dialAhead guesses by.
 	recent atomic.Pointer[talosRecent]
+	aheads atomic.Int32 // connections that were dialed ahead and are not used yet
 
 	mu       sync.Mutex
 	shaking  map[net.Conn]struct{} // guarded by mu: those whose handshake is not over
@@ -113,7 +114,10 @@ func (p *talosPlane) handOver(conn net.Conn) {
 		return
 	}
 	c := &talosConn{plane: p, client: conn.RemoteAddr().String(), ahead: ahead}
-	if err := p.relay.serve(tc, c.owner()); err != nil {
+	err = p.relay.serve(tc, c.owner())
+	if fault, ok := errors.AsType[*h2Fault](err); ok {
+		p.log.Error("a connection failed: please report it", keyError, fault, "stack", string(fault.stack))
+	} else if err != nil {
 		p.log.Debug("talos: connection ended", "client", c.client, keyError, err)
 	}
 }

@@ -494,7 +494,7 @@ func TestAConnectionLeadsToOneContextAlone(t *testing.T) {
 	if err := p.reload(talosPlaneConfig{talosconfig: p.file, context: map[string]talosContextConfig{"dev": {role: "os:reader"}}}); err != nil {
 		t.Fatal(err)
 	}
-	if a := p.callOn(t, tr, versionRPC, nil, "context", "dev"); a.status != "14" || !strings.Contains(a.message, "the role for context") {
+	if a := p.callOn(t, tr, versionRPC, nil, "context", "dev"); a.status != "14" || !strings.Contains(a.message, "the role of context") {
 		t.Errorf("after its role has changed: %+v", a)
 	}
 }
@@ -643,17 +643,35 @@ func TestADrainLetsRPCsEndAndTakesNoMore(t *testing.T) {
 	}
 }
 
-func TestNodesAreLoggedWithinBounds(t *testing.T) {
+func TestAnRPCIsForNoMoreNodesThanItsAuditLineHolds(t *testing.T) {
 	ca := newTestTalosCA(t)
 	apid := newTestApid(t, ca, ca, answerGRPC("0", nil))
 	p := newTestTalos(t, talosPlaneConfig{}, "prod", map[string]*talosContextYAML{"prod": ca.context(t, "os:admin", apid.addr)})
-	var fields []string
-	for i := range 70 {
-		fields = append(fields, "nodes", fmt.Sprint(strings.Repeat("n", 300), i))
+	named := func(n, size int) (fields []string) {
+		for i := range n {
+			fields = append(fields, "nodes", fmt.Sprintf("%0*d", size, i))
+		}
+		return fields
 	}
-	p.call(t, versionRPC, nil, fields...)
-	nodes := p.lines(t)[0].Nodes
-	if len(nodes) != 65 || len(nodes[0]) != 253 || nodes[64] != "and 6 more" {
-		t.Errorf("%d nodes, the last %q", len(nodes), nodes[len(nodes)-1])
+	tests := []struct {
+		name    string
+		fields  []string
+		status  string
+		last    string
+		arrives int
+	}{
+		{"as many as it holds", named(maxLoggedNodes/16, 15), "0", "000000000001023", 1},
+		{"one more", named(maxLoggedNodes/16+1, 15), "8", "and more", 0},
+		{"one behind others", append(named(maxLoggedNodes/16, 15), "node", "10.5.0.2"), "8", "and more", 0},
+		{"a name as long as there are", named(1, maxLoggedNode), "0", fmt.Sprintf("%0*d", maxLoggedNode, 0), 1},
+		{"a longer one", named(1, maxLoggedNode+1), "8", "and more", 0},
+	}
+	for _, tt := range tests {
+		a := p.call(t, versionRPC, nil, tt.fields...)
+		lines := p.lines(t)
+		nodes := lines[len(lines)-1].Nodes
+		if got := len(apid.take()); a.status != tt.status || got != tt.arrives || nodes[len(nodes)-1] != tt.last {
+			t.Errorf("%s: %+v, %d arrive, the last of %d nodes is %q", tt.name, a, got, len(nodes), nodes[len(nodes)-1])
+		}
 	}
 }

@@ -23,12 +23,12 @@ var talosSensitiveTSV string
 type talosEffect int
 
 const (
-	effectUnknown    talosEffect = iota // no method that the table has
-	effectRead                          // changes nothing, and gives nothing that opens a door
-	effectCOSIRead                      // reads the resource that its first message names
-	effectReadSecret                    // changes nothing, but its answer may hold keys: files, etcd, captured packets
-	effectMint                          // hands out a credential
-	effectWrite                         // changes something
+	effectUnknown  talosEffect = iota // no method that the table has
+	effectRead                        // changes nothing, and gives nothing that opens a door
+	effectCOSIRead                    // reads the resource that its first message names
+	effectSecret                      // its answer may hold keys: files, etcd, captured packets, the old config in the diff of a dry run
+	effectMint                        // hands out a credential
+	effectWrite                       // changes something
 )
 
 // talosMethod is a line of talosMethodsTSV.
@@ -49,6 +49,9 @@ var talosSensitive = parseTalosSensitive(talosSensitiveTSV)
 // (CVE-2026-33186), or with more slashes, which a table would not know.
 var talosPath = regexp.MustCompile(`^/[A-Za-z_][A-Za-z0-9_.]*/[A-Za-z_][A-Za-z0-9_]*$`)
 
+// maxTalosPath bounds it below full, in bytes: the audit line has it all.
+const maxTalosPath = 256
+
 // talosVerdict is what an access level says of an RPC.
 type talosVerdict struct {
 	refused string      // why, after the method: "hands out a credential"; "" where it is let through
@@ -61,18 +64,19 @@ func judgeTalosMethod(level accessLevel, path string) talosVerdict {
 	if level == accessFull {
 		return talosVerdict{}
 	}
-	if !talosPath.MatchString(path) {
+	if len(path) > maxTalosPath || !talosPath.MatchString(path) {
 		return talosVerdict{refused: "is no method of the form /package.Service/Method", level: accessFull}
 	}
 	lower := strings.ToLower(path)
 	switch effect := talosMethods[lower].effect; {
 	case effect == effectMint:
 		return talosVerdict{refused: "hands out a credential", level: accessFull}
-	case effect == effectUnknown && strings.HasPrefix(lower, "/cosi."):
+	case effect == effectUnknown && (strings.HasPrefix(lower, "/cosi.") || strings.HasPrefix(lower, "/resource.")):
+		// The latter is how Talos before 1.3 gave resources out.
 		return talosVerdict{refused: "may read any resource, and muxproxy does not know it", level: accessFull}
 	case effect == effectCOSIRead:
 		return talosVerdict{look: true}
-	case effect == effectReadSecret && level >= accessNoSecrets:
+	case effect == effectSecret && level >= accessNoSecrets:
 		return talosVerdict{refused: "gives answers that may hold keys", level: accessNoCredentials}
 	case effect == effectWrite && level >= accessReadOnly:
 		return talosVerdict{refused: "changes something", level: accessNoSecrets}
@@ -103,7 +107,7 @@ func isSensitiveType(name string) bool {
 
 // parseTalosMethods reads talosMethodsTSV.
 func parseTalosMethods(text string) map[string]talosMethod {
-	effects := map[string]talosEffect{"read": effectRead, "read-secret": effectReadSecret, "mint": effectMint, "write": effectWrite}
+	effects := map[string]talosEffect{"read": effectRead, "read-secret": effectSecret, "write-secret": effectSecret, "mint": effectMint, "write": effectWrite}
 	methods := map[string]talosMethod{}
 	for columns := range tableLines(text) {
 		m := talosMethod{path: columns[0], stream: columns[1] != "unary", effect: effects[columns[3]]}

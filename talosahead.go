@@ -12,6 +12,8 @@ const (
 	recentUse = time.Minute
 	// aheadWait is how long a connection that was dialed ahead waits for its first RPC. apid closes one that says nothing after 120 s.
 	aheadWait = 10 * time.Second
+	// maxAhead is how many such connections there may be: whoever opens connections and says nothing is not to have as many opened to a cluster.
+	maxAhead = 16
 )
 
 // talosRecent is the upstream that was connected to last.
@@ -41,10 +43,17 @@ func (p *talosPlane) dialAhead() *talosAhead {
 	if r == nil || p.now().Sub(r.at) > recentUse || p.view.Load().upstreams[r.upstream.context.name] != r.upstream || p.audit.ready() != nil {
 		return nil
 	}
+	if p.aheads.Add(1) > maxAhead {
+		p.aheads.Add(-1)
+		return nil
+	}
 	a := &talosAhead{upstream: r.upstream, endpoint: r.upstream.order()[0], done: make(chan struct{})}
 	var ctx context.Context
 	ctx, a.cancel = context.WithTimeout(context.Background(), aheadWait)
-	context.AfterFunc(ctx, a.end)
+	context.AfterFunc(ctx, func() {
+		a.end()
+		p.aheads.Add(-1)
+	})
 	p.live.Go(func() { // shutdown waits for it; drop ends it
 		defer close(a.done)
 		a.dial(ctx)
@@ -87,9 +96,10 @@ func (a *talosAhead) take(ctx context.Context, u *talosUpstream) *tls.Conn {
 	case <-ctx.Done():
 	}
 	a.mu.Lock()
-	defer a.mu.Unlock()
 	conn := a.conn
 	a.conn = nil
+	a.mu.Unlock()
+	a.cancel() // it has its use, or comes too late for one
 	return conn
 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"net"
 	"net/http"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -64,6 +65,7 @@ func TestTheEndpointIsDialedWhileTheClientShakesHands(t *testing.T) {
 		t.Error("it is dialed long after it was used")
 	}
 	p.recent.Store(&talosRecent{p.view.Load().upstreams["prod"], time.Now()})
+	p.write(t, talosconfigText(t, "prod", map[string]*talosContextYAML{"prod": ca.context(t, "os:reader", apid.addr)}))
 	if err := p.reload(p.view.Load().config); err != nil {
 		t.Fatal(err)
 	}
@@ -106,6 +108,34 @@ func TestWhatWasDialedAheadIsClosedWithItsClient(t *testing.T) {
 	if none.take(t.Context(), nil) != nil {
 		t.Error("nothing is something")
 	}
+	p.shutdown(t.Context())
+}
+
+func TestFewConnectionsAreDialedAheadForThoseWhoSayNothing(t *testing.T) {
+	ca := newTestTalosCA(t)
+	p := openTestTalos(t, talosPlaneConfig{}, "prod", map[string]*talosContextYAML{"prod": ca.context(t, "os:admin", silentEndpoint(t))})
+	p.recent.Store(&talosRecent{p.view.Load().upstreams["prod"], time.Now()})
+	var begun []*talosAhead
+	for range maxAhead + 1 {
+		if a := p.dialAhead(); a != nil {
+			begun = append(begun, a)
+		}
+	}
+	if len(begun) != maxAhead {
+		t.Errorf("%d are dialed", len(begun))
+	}
+	for _, a := range begun {
+		a.drop()
+	}
+	p.shutdown(t.Context())
+	for p.aheads.Load() > 0 { // drop does not wait
+		runtime.Gosched()
+	}
+	a := p.dialAhead()
+	if a == nil {
+		t.Fatal("none is dialed when they are over")
+	}
+	a.drop()
 	p.shutdown(t.Context())
 }
 

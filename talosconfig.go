@@ -293,6 +293,15 @@ func (c *talosContext) expires() time.Time {
 	return c.cert.Leaf.NotAfter
 }
 
+// leadsAs tells whether c leads where o does, with the same identity.
+func (c *talosContext) leadsAs(o *talosContext) bool {
+	if c.err != nil || o.err != nil {
+		return false
+	}
+	return slices.Equal(c.endpoints, o.endpoints) && c.roots.Equal(o.roots) && c.proxy == o.proxy &&
+		slices.EqualFunc(c.cert.Certificate, o.cert.Certificate, bytes.Equal)
+}
+
 // problem is why the context cannot be served at now, nil where it can.
 func (c *talosContext) problem(now time.Time) error {
 	if c.err == nil && now.After(c.expires()) {

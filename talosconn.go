@@ -23,19 +23,25 @@ const (
 	grpcUnavailable        = 14
 )
 
-// What is logged of the nodes of an RPC, which a client may name as many of as a header section holds.
+// What an audit line holds of the nodes of an RPC, in bytes: some 1,000 of them. An RPC for more is refused, since nobody could tell which it
+// was for.
 const (
-	maxLoggedNodes = 64
-	maxLoggedNode  = 253 // bytes
+	maxLoggedNodes = 16 << 10
+	maxLoggedNode  = 253 // a host name has no more
 )
+
+// maxKept bounds what is kept of a value that a client chose, for as long as the RPC goes on, in bytes: a header section may be 1 MiB.
+const maxKept = 1 << 10
 
 // talosConn is one client's connection to the talos plane. It is the owner of the relay's: see h2Owner for which functions run
 // at once.
 type talosConn struct {
-	plane    *talosPlane
-	client   string                    // "172.17.0.2:51234"
-	ahead    *talosAhead               // for the first RPC, nil where none was dialed
-	upstream *talosUpstream            // of the first RPC that was let through, whose context all others have to name; used by judge alone
+	plane  *talosPlane
+	client string      // "172.17.0.2:51234"
+	ahead  *talosAhead // for the first RPC, nil where none was dialed
+	// upstream is of the first RPC that was let through: where the connection leads. All others have to be for it. judge alone sets it, and
+	// open takes it back where nothing was reached.
+	upstream atomic.Pointer[talosUpstream]
 	endpoint atomic.Pointer[authority] // that the connection leads to; nil until it does
 }
 
@@ -44,6 +50,7 @@ type talosRPC struct {
 	event    event
 	method   string // :path
 	stream   bool   // it may go on for hours
+	nameless bool   // it is for nodes that the audit line does not hold
 	set      talosContextConfig
 	context  *talosContext
 	upstream *talosUpstream
@@ -70,7 +77,7 @@ func (c *talosConn) judge(s *h2Stream) h2Verdict {
 		if refusal := c.choose(rpc, s); refusal != nil {
 			return h2Verdict{refusal: refusal}
 		}
-		verdict = judgeTalosMethod(rpc.set.access, rpc.method)
+		verdict = judgeTalosMethod(rpc.set.access, s.field(":path"))
 	}
 	switch {
 	case verdict.look:
@@ -78,15 +85,15 @@ func (c *talosConn) judge(s *h2Stream) h2Verdict {
 	case verdict.refused != "":
 		return h2Verdict{refusal: rpc.deny(verdict)}
 	}
-	return h2Verdict{refusal: c.admit(rpc)}
+	return c.admit(rpc)
 }
 
 // newRPC takes down what the audit line needs.
 func (c *talosConn) newRPC(s *h2Stream) *talosRPC {
-	rpc := &talosRPC{method: s.field(":path"), event: event{
-		id: newEventID(), start: s.start, plane: "talos", service: "talos", client: c.client, host: s.field(":authority"),
-		nodes: loggedNodes(s.fields),
+	rpc := &talosRPC{method: keptText(s.field(":path"), maxKept), event: event{
+		id: newEventID(), start: s.start, plane: "talos", service: "talos", client: c.client, host: keptText(s.field(":authority"), maxKept),
 	}}
+	rpc.event.nodes, rpc.nameless = loggedNodes(s.fields)
 	rpc.event.method, rpc.event.path = rpc.method, rpc.method
 	method, listed := talosMethods[strings.ToLower(rpc.method)]
 	rpc.stream = method.stream || !listed // of what nobody knows the opening line is written too
@@ -111,6 +118,9 @@ func (c *talosConn) choose(rpc *talosRPC, s *h2Stream) *h2Refusal {
 	case rpc.context == nil:
 		return rpc.fail(grpcFailedPrecondition, "unknown context", fmt.Sprintf("no context %q on the host that runs muxproxy: there are %s", cutText(name, maxMethod), v.file.names()))
 	}
+	if rpc.nameless {
+		return rpc.fail(grpcResourceExhausted, "too many nodes", "the RPC is for more nodes, or longer names, than an audit line holds: name fewer at a time")
+	}
 	rpc.event.context = rpc.context.name
 	rpc.set, rpc.upstream = v.config.of(rpc.context.name), v.upstreams[rpc.context.name]
 	if err := rpc.context.problem(c.plane.now()); err != nil {
@@ -119,25 +129,25 @@ func (c *talosConn) choose(rpc *talosRPC, s *h2Stream) *h2Refusal {
 	return nil
 }
 
-// admit lets an RPC through that no policy refuses, if it can share the connection's upstream and will have its audit line.
-func (c *talosConn) admit(rpc *talosRPC) *h2Refusal {
-	if c.upstream == nil {
-		c.upstream = rpc.upstream
-	}
-	switch {
-	case c.upstream.context.name != rpc.context.name:
-		return rpc.fail(grpcFailedPrecondition, "another context", fmt.Sprintf("this connection leads to context %q: open another one", c.upstream.context.name))
-	case c.upstream.roleName() != rpc.set.role:
-		return rpc.fail(grpcUnavailable, "role changed", fmt.Sprintf("the role for context %q has changed: open another connection", rpc.context.name))
-	}
+// admit lets an RPC through that no policy refuses, if it can share the connection's upstream and will have its audit line. A connection
+// that was opened before the context changed has the old identity, and may lead to another cluster than the one that the RPC was judged
+// for: the client has to open another.
+func (c *talosConn) admit(rpc *talosRPC) h2Verdict {
 	if err := c.plane.audit.ready(); err != nil {
-		return rpc.fail(grpcUnavailable, "audit log", "the audit log cannot be written: the operator of muxproxy has to see to it")
+		return h2Verdict{refusal: rpc.fail(grpcUnavailable, "audit log", "the audit log cannot be written: the operator of muxproxy has to see to it")}
 	}
-	if c.endpoint.Load() == nil { // not connected yet: a changed talosconfig may help
-		c.upstream = rpc.upstream
+	leads := c.upstream.Load()
+	if leads == nil {
+		leads = rpc.upstream
+		c.upstream.Store(leads)
 	}
-	rpc.upstream = c.upstream
-	return nil
+	switch name := leads.context.name; {
+	case name != rpc.context.name:
+		return h2Verdict{refusal: rpc.fail(grpcFailedPrecondition, "another context", fmt.Sprintf("this connection leads to context %q: open another one", name))}
+	case leads != rpc.upstream:
+		return h2Verdict{leave: true, refusal: rpc.fail(grpcUnavailable, "context changed", fmt.Sprintf("the endpoints, the certificate or the role of context %q have changed: try again, over another connection", name))}
+	}
+	return h2Verdict{}
 }
 
 // open connects to the cluster of the first RPC that was let through.
@@ -148,6 +158,7 @@ func (c *talosConn) open(ctx context.Context, s *h2Stream, hello []byte) (*h2Ups
 		up, endpoint, err = rpc.upstream.connect(ctx, hello)
 	}
 	if err != nil {
+		c.upstream.Store(nil) // another one may be reached, as after a change of the talosconfig
 		return nil, &h2Refusal{status: grpcUnavailable, message: "muxproxy: " + err.Error()}
 	}
 	c.endpoint.Store(&endpoint)
@@ -167,13 +178,17 @@ func (c *talosConn) forward(s *h2Stream) []hpack.HeaderField {
 		c.plane.audit.write(&opening)
 	}
 	fields := slices.DeleteFunc(s.fields, func(f hpack.HeaderField) bool { return ownField(f.Name) })
+	addressed := false
 	for i := range fields {
 		switch fields[i].Name {
 		case ":authority":
-			fields[i].Value = endpoint
+			fields[i].Value, addressed = endpoint, true
 		case ":scheme":
 			fields[i].Value = "https"
 		}
+	}
+	if !addressed { // there was a host field in its place
+		fields = slices.Insert(fields, 0, hpack.HeaderField{Name: ":authority", Value: endpoint})
 	}
 	return fields
 }
@@ -268,7 +283,7 @@ func judgeTalosContent(content []byte) talosVerdict {
 // ownField tells the fields that a client's RPC may not carry on: who it is, and what the gateway itself is told.
 func ownField(name string) bool {
 	switch name {
-	case "talos-role", "proxyfrom", "authorization", "proxy-authorization", "context":
+	case "talos-role", "proxyfrom", "authorization", "proxy-authorization", "context", "host":
 		return true
 	}
 	return strings.HasPrefix(name, "x-sidero-")
@@ -286,21 +301,20 @@ func contextField(fields []hpack.HeaderField) (name string, named, agreed bool) 
 	return name, named, agreed
 }
 
-// loggedNodes gives the nodes that an RPC is for: the metadata "nodes", once for each, or "node".
-func loggedNodes(fields []hpack.HeaderField) []string {
-	var nodes []string
-	more := 0
+// loggedNodes gives the nodes that an RPC is for: the metadata "nodes", once for each, or "node". more tells that these are not all.
+func loggedNodes(fields []hpack.HeaderField) (nodes []string, more bool) {
+	room := maxLoggedNodes
 	for _, f := range fields {
-		switch {
-		case f.Name != "nodes" && f.Name != "node":
-		case len(nodes) < maxLoggedNodes:
-			nodes = append(nodes, cutText(f.Value, maxLoggedNode))
-		default:
-			more++
+		if f.Name != "nodes" && f.Name != "node" {
+			continue
 		}
+		if room -= len(f.Value) + 1; room < 0 || len(f.Value) > maxLoggedNode {
+			return append(nodes, "and more"), true
+		}
+		nodes = append(nodes, strings.Clone(f.Value))
 	}
-	if more > 0 {
-		nodes = append(nodes, fmt.Sprintf("and %d more", more))
-	}
-	return nodes
+	return nodes, false
 }
+
+// keptText is a copy of s, cut as cutText does: a part of s would keep all of it in memory.
+func keptText(s string, bound int) string { return strings.Clone(cutText(s, bound)) }

@@ -60,9 +60,20 @@ func (p *talosPlane) load(c talosPlaneConfig) (*talosView, error) {
 	v.id, v.settled = id, settled(id, v.seen, began)
 	v.upstreams = map[string]*talosUpstream{}
 	for _, context := range v.file.contexts {
-		v.upstreams[context.name] = newTalosUpstream(context, c.of(context.name).role, p.environment, p.now)
+		v.upstreams[context.name] = p.upstreamOf(context, c.of(context.name).role)
 	}
 	return v, nil
+}
+
+// upstreamOf gives what reaches c: the one in use where nothing has changed, with what it knows of endpoints and the certificate that it
+// was signed, or else a new one. Connections to the old one take no more RPCs then: see talosConn.admit.
+func (p *talosPlane) upstreamOf(c *talosContext, role string) *talosUpstream {
+	if v := p.view.Load(); v != nil {
+		if u := v.upstreams[c.name]; u != nil && u.roleName() == role && u.context.leadsAs(c) {
+			return u
+		}
+	}
+	return newTalosUpstream(c, role, p.environment, p.now)
 }
 
 // reload takes a new config, and the talosconfig as it is now, into use: the next RPC is judged by them, while those under way go on.
