@@ -28,6 +28,8 @@ type Options struct {
 	Roots   []byte            // PEM, what the daemon trusts
 	Secrets map[string]string // files in secrets_dir
 	Config  string            // further lines of proxy.toml: rules
+	// Networks are those of allowed_networks, besides Address(): "198.51.100.10/32".
+	Networks []string
 }
 
 // Daemon is a running muxproxy. Its methods may be called at once.
@@ -60,8 +62,8 @@ func Start(t testing.TB, o Options) *Daemon {
 	d.write(t, "roots.pem", o.Roots)
 	d.write(t, "hosts", []byte("127.0.0.1 localhost\n"+Address()+" "+strings.Join(o.Hosts, " ")+"\n"))
 	d.write(t, "resolv.conf", []byte("nameserver "+Address()+"\noptions attempts:1 timeout:3\n"))
-	d.write(t, ".mux/proxy.toml", fmt.Appendf(nil, "allowed_networks = [\"%s/32\"]\nhttp_proxy_port = %s\nk8s_proxy_port = %s\ntalos_gateway_port = %s\n\n%s",
-		Address(), ports[0], ports[1], ports[2], o.Config))
+	d.write(t, ".mux/proxy.toml", fmt.Appendf(nil, "allowed_networks = [\"%s\"]\nhttp_proxy_port = %s\nk8s_proxy_port = %s\ntalos_gateway_port = %s\n\n%s",
+		strings.Join(append([]string{Address() + "/32"}, o.Networks...), "\", \""), ports[0], ports[1], ports[2], o.Config))
 	for name, value := range o.Secrets {
 		d.write(t, ".secrets/"+name, []byte(value+"\n"))
 	}
@@ -123,7 +125,7 @@ func (d *Daemon) run(t testing.TB) {
 		t.Fatal("MUXPROXY_BIN names no program: set it to a muxproxy binary")
 	}
 	d.cmd = exec.Command("unshare", "--mount", "sh", "-c", `mount --bind "$1/hosts" /etc/hosts && mount --bind "$1/resolv.conf" /etc/resolv.conf && exec "$0" run`, program, d.Home)
-	d.cmd.Env = d.environ()
+	d.cmd.Env = d.Environ()
 	d.cmd.Stdout, d.cmd.Stderr = &d.log, &d.log
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := d.cmd.Start(); err != nil {
@@ -157,7 +159,8 @@ func (d *Daemon) run(t testing.TB) {
 	})
 }
 
-func (d *Daemon) environ() []string {
+// Environ is the environment of the daemon, and of muxproxy's other commands beside it.
+func (d *Daemon) Environ() []string {
 	return []string{"PATH=" + os.Getenv("PATH"), "HOME=" + d.Home, "SSL_CERT_FILE=" + filepath.Join(d.Home, "roots.pem"), "SSL_CERT_DIR=/nonexistent"}
 }
 
@@ -165,7 +168,7 @@ func (d *Daemon) environ() []string {
 func (d *Daemon) DockerArgs(t testing.TB) []string {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), os.Getenv("MUXPROXY_BIN"), "print-docker-args")
-	cmd.Env = d.environ()
+	cmd.Env = d.Environ()
 	cmd.Stderr = &d.log
 	out, err := cmd.Output()
 	if err != nil {
