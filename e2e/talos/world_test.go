@@ -74,6 +74,7 @@ var cases = []struct {
 	{"endpoints", testEndpoints},
 	{"metadata", testMetadata},
 	{"matrix", testMatrix},
+	{"document", testDocument},
 	{"load", testLoad},
 	{"lifetime", testLifetime},
 }
