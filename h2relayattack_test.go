@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"io"
 	"net"
 	"strings"
 	"testing"
@@ -95,12 +94,17 @@ func TestRelayEndsAConnectionWithoutAStreamAfterAWhile(t *testing.T) {
 	})
 }
 
+// hastyConn has no patience with what it writes: synctest's clock stands still while a goroutine waits for a mutex.
+type hastyConn struct{ net.Conn }
+
+func (c hastyConn) SetWriteDeadline(time.Time) error { return c.Conn.SetWriteDeadline(time.Now()) }
+
 func TestAnIdleClientThatDoesNotReadIsNotWaitedFor(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		near, far := net.Pipe()
 		defer near.Close()
 		served := make(chan error, 1)
-		go func() { served <- new(h2Relay).serve(far, newH2Test(t).owner) }()
+		go func() { served <- new(h2Relay).serve(hastyConn{far}, newH2Test(t).owner) }()
 		near.Read(make([]byte, 9+12)) // the early SETTINGS, and nothing more
 		near.Write([]byte(http2.ClientPreface))
 		http2.NewFramer(near, nil).WriteSettings()
@@ -184,40 +188,11 @@ func TestARelayedConnectionThatIsIdleHoldsNoLargeHeaderSection(t *testing.T) {
 	h.relay.mu.Lock()
 	defer h.relay.mu.Unlock()
 	for c := range h.relay.conns {
-		if n := cap(c.reader.fields.fields); n > 100 {
-			t.Errorf("%d fields are kept", n)
+		fields := c.reader.fields.fields
+		for _, f := range fields[:cap(fields)] {
+			if len(f.Value) > 1000 {
+				t.Errorf("a field of %d bytes is kept", len(f.Value))
+			}
 		}
-	}
-}
-
-func TestACutEndsAConnectionWhoseUpstreamDoesNotRead(t *testing.T) {
-	h := newH2Test(t)
-	h.owner.open = func(ctx context.Context, s *h2Stream, hello []byte) (*h2Upstream, *h2Refusal) {
-		near, far := net.Pipe()
-		t.Cleanup(func() { far.Close() })
-		go func() {
-			io.ReadFull(far, make([]byte, len(hello)))
-			http2.NewFramer(far, nil).WriteSettings()
-		}()
-		up, err := greetH2(ctx, near, hello)
-		if err != nil {
-			return nil, &h2Refusal{14, err.Error()}
-		}
-		return up, nil
-	}
-	h.start()
-	h.client.request(1, false, "/1")
-	for range 2 * h2Buffer / 1000 {
-		h.client.content(1, false, strings.Repeat("x", 500))
-	}
-	ctx, cancel := context.WithCancel(t.Context())
-	go h.relay.shutdown(ctx)
-	h.client.until("GOAWAY 1 NO_ERROR")
-	cancel()
-	select {
-	case <-h.served:
-		h.served <- nil
-	case <-time.After(10 * time.Second):
-		t.Fatal("the connection is still there")
 	}
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -413,62 +412,4 @@ func TestRelayRefusesHeldContentBeyondTheUpstreamsWindow(t *testing.T) {
 	h.client.until("RST_STREAM 1 REFUSED_STREAM")
 	h.ends("/1 4 -1 13 0")
 	h.upstream().wants("HEADERS 3 end")
-}
-
-func TestRelayDrains(t *testing.T) {
-	t.Parallel()
-	h := newH2Test(t)
-	u := h.up()
-	done := make(chan bool)
-	go func() { h.relay.shutdown(context.Background()); close(done) }()
-	h.client.wants("GOAWAY 1 NO_ERROR")
-	h.client.request(3, true, "/3")
-	h.client.wants("RST_STREAM 3 REFUSED_STREAM")
-	h.client.content(1, true, "x")
-	u.wants("DATA 1 end")
-	u.headers(1, true, ":status", "200", "grpc-status", "0")
-	h.client.wants("HEADERS 1 end")
-	h.ends("/1 0 0 1 0")
-	h.client.conn.Close()
-	<-done
-	if err := <-h.served; err != nil {
-		t.Errorf("a drained connection ends with %v", err)
-	}
-	h.served <- nil
-	near, _ := tcpPair(t)
-	if err := h.relay.serve(near, h.owner); !errors.Is(err, errH2Shutdown) {
-		t.Errorf("a later connection: %v", err)
-	}
-}
-
-func TestRelayClosesADrainedConnectionWhoseClientStays(t *testing.T) {
-	t.Parallel()
-	synctest.Test(t, func(t *testing.T) {
-		h := newH2Test(t)
-		h.pipe = bufferedPipe
-		h.start()
-		start := time.Now()
-		h.relay.shutdown(t.Context())
-		if d := time.Since(start); d != h2Linger {
-			t.Errorf("closed after %v", d)
-		}
-		h.client.wants("GOAWAY 0 NO_ERROR", "closed")
-	})
-}
-
-func TestRelayCuts(t *testing.T) {
-	t.Parallel()
-	h := newH2Test(t)
-	u := h.up()
-	ctx, cancel := context.WithCancel(context.Background())
-	go h.relay.shutdown(ctx)
-	h.client.wants("GOAWAY 1 NO_ERROR")
-	cancel()
-	h.client.wants("closed")
-	u.wants("closed")
-	h.ends("/1 7 -1 0 0")
-	if err := <-h.served; !errors.Is(err, errH2Shutdown) {
-		t.Errorf("a connection that was cut ends with %v", err)
-	}
-	h.served <- nil
 }

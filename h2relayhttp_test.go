@@ -313,7 +313,7 @@ func TestRelayStallsAndRecoversWithTheWindow(t *testing.T) {
 		var sent atomic.Int64
 		stalled := make(chan string)
 		go func() {
-			stalled <- post("/stalled", io.TeeReader(strings.NewReader(strings.Repeat("x", 8<<20)), countWriter{&sent}))
+			stalled <- post("/stalled", io.TeeReader(strings.NewReader(strings.Repeat("x", 3<<20)), countWriter{&sent}))
 		}()
 		synctest.Wait()
 		if n := sent.Load(); n < h2Window || n > 2<<20 {
@@ -323,7 +323,7 @@ func TestRelayStallsAndRecoversWithTheWindow(t *testing.T) {
 			t.Errorf("another stream: %q", got)
 		}
 		close(read)
-		if got := <-stalled; got != fmt.Sprint(8<<20) {
+		if got := <-stalled; got != fmt.Sprint(3<<20) {
 			t.Errorf("got %q", got)
 		}
 		near.Close()

@@ -1,7 +1,9 @@
 package main
 
 import (
+	"crypto/tls"
 	"encoding/base64"
+	"net/http"
 	"runtime"
 	"slices"
 	"strings"
@@ -134,5 +136,26 @@ func TestAnRPCIsAddressedToTheEndpointHoweverTheClientNamesIt(t *testing.T) {
 	c.judge(s)
 	if fields := c.forward(s); len(fields) != 2 {
 		t.Errorf("named by both: %v", fields)
+	}
+}
+
+func TestAnEndpointThatIsNotTheClustersGetsNoRPC(t *testing.T) {
+	ca, other := newTestTalosCA(t), newTestTalosCA(t)
+	old := newTestApid(t, ca, ca, answerGRPC("0", nil), func(s *http.Server) {
+		s.TLSConfig.MinVersion, s.TLSConfig.MaxVersion = tls.VersionTLS12, tls.VersionTLS12
+	})
+	tests := []struct {
+		name, endpoint, want string
+	}{
+		{"TLS 1.2", old.addr, "protocol version"},
+		{"a certificate of another authority", newTestApid(t, other, ca, answerGRPC("0", nil)).addr, "not signed by the ca of the talosconfig"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			p := newTestTalos(t, talosPlaneConfig{}, "prod", map[string]*talosContextYAML{"prod": ca.context(t, "os:admin", tt.endpoint)})
+			if a := p.call(t, versionRPC, nil); a.status != "14" || !strings.Contains(a.message, tt.want) {
+				t.Errorf("%+v", a)
+			}
+		})
 	}
 }
