@@ -196,3 +196,21 @@ func TestARelayedConnectionThatIsIdleHoldsNoLargeHeaderSection(t *testing.T) {
 		}
 	}
 }
+
+func TestRelayPassesNoRequestOnThatWaitsWhileAnotherIsJudged(t *testing.T) {
+	h := newH2Test(t)
+	u := h.up()
+	h.client.request(3, false, "/held")
+	h.client.request(5, false, "/held")
+	h.client.request(7, false, "/held")
+	h.client.content(5, true, grpcFramed("good"))
+	h.client.framer.WriteRSTStream(7, http2.ErrCodeCancel)
+	h.client.framer.WritePing(false, [8]byte{1})
+	h.client.wants("PING ack")
+	if len(u.lines) > 0 {
+		t.Errorf("%q came", <-u.lines)
+	}
+	h.client.content(3, true, grpcFramed("bad"))
+	h.client.wants("HEADERS 3 end :status=200 content-type=application/grpc grpc-status=7")
+	u.wants("HEADERS 5", "DATA 5 end")
+}
