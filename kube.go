@@ -43,6 +43,7 @@ type kubePlane struct {
 	stop   context.CancelFunc
 	live   sync.WaitGroup // requests that are under way, upgraded ones too, which http.Server forgets
 	denied kubeDenials
+	held   kubeHeld
 	probes atomic.Int64 // when the health of the contexts was asked for last, in Unix seconds
 
 	serving atomic.Pointer[kubeServing] // what is served now

@@ -511,6 +511,17 @@ func upgradeEcho(w http.ResponseWriter, r *http.Request) {
 	io.WriteString(conn, " bye")
 }
 
+func TestOnlyAFollowedLogHasAnOpeningLine(t *testing.T) {
+	p := newTestKube(t, kubeEcho, kubePlaneConfig{})
+	for query, want := range map[string]int{"": 1, "?follow=false": 1, "?follow=0": 1, "?tailLines=1&container=follow": 1, "?follow=true": 2, "?follow": 2, "?%66ollow=1": 2} {
+		before := len(p.lines(t))
+		p.ask(t, "GET "+ns+"/pods/a/log"+query)
+		if got := len(p.lines(t)) - before; got != want {
+			t.Errorf("%q: %d lines, want %d", query, got, want)
+		}
+	}
+}
+
 func TestUpgradesAreStreamsWithHalfClose(t *testing.T) {
 	p := newTestKube(t, upgradeEcho, kubePlaneConfig{})
 	for _, c := range []struct{ method, protocol string }{{"GET", "websocket"}, {"POST", "SPDY/3.1"}} {

@@ -1,9 +1,14 @@
 package main
 
 import (
+	"bufio"
 	"fmt"
+	"io"
+	"net"
+	"net/http"
 	"strings"
 	"testing"
+	"time"
 )
 
 // From which access level on a request of the table is refused.
@@ -235,6 +240,12 @@ func TestSecretsOfTheTokenTypeAreFoundInAnyDisguise(t *testing.T) {
 		{"patched whole", patch + "\r\nContent-Type: application/json-patch+json\r\n\r\n" + `[{"op":"add","path":"","value":{"type":"` + token + `"}}]`, false},
 		{"patched by copying", patch + "\r\nContent-Type: application/json-patch+json\r\n\r\n" + `[{"op":"copy","from":"/metadata/labels/x","path":"/type"}]`, false},
 		{"patched by moving", patch + "\r\nContent-Type: application/json-patch+json\r\n\r\n" + `[{"op":"m\u006fve","from":"/metadata/labels/x","path":"/type"}]`, false},
+		{"annotated", patch + "\r\nContent-Type: application/merge-patch+json\r\n\r\n" + `{"metadata":{"annotations":{"kubernetes.io/service-\u0061ccount.name":"admin"}},"data":null}`, false},
+		{"annotated by a patch", patch + "\r\nContent-Type: application/json-patch+json\r\n\r\n" + `[{"op":"replace","path":"/metadata/annotations/kubernetes.io~1service-account.name","value":"admin"}]`, false},
+		{"annotated in YAML", patch + apply + "\r\n\r\nmetadata: {annotations: {kubernetes.io/service-account.name: admin}}", false},
+		{"annotated in YAML, escaped", patch + apply + "\r\n\r\nmetadata: {annotations: {\"kubernetes.io/service\\u002daccount.name\": admin}}", false},
+		{"YAML of a great many lines", post + yaml + "\r\n\r\n" + strings.Repeat("a: #x\n", 20<<10), false},
+		{"YAML of one long line", post + yaml + "\r\n\r\ndata: {a: " + strings.Repeat("A", 1<<20) + "}", true},
 		{"protobuf", post + "\r\nContent-Type: application/vnd.kubernetes.protobuf\r\n\r\nk8s\x00", false},
 		{"CBOR", post + "\r\nContent-Type: application/cbor\r\n\r\n\xa0", false},
 		{"applied as CBOR", patch + "\r\nContent-Type: application/apply-patch+cbor\r\n\r\n\xa0", false},
@@ -283,5 +294,59 @@ func TestTokenSecretsFollowTheRulesOfTokenRequest(t *testing.T) {
 		if res, answer := p.ask(t, content); res.StatusCode != c.want {
 			t.Errorf("%s: %d %s", c.name, res.StatusCode, answer)
 		}
+	}
+}
+
+func TestMemoryForContentsIsBounded(t *testing.T) {
+	p := newTestKube(t, kubeEcho, kubePlaneConfig{access: accessNoCredentials})
+	held := func() int64 {
+		p.held.mu.Lock()
+		defer p.held.mu.Unlock()
+		return p.held.all
+	}
+	// Writers that never finish, each of which may send 3 MiB.
+	for range 5 {
+		conn, err := net.Dial("tcp", p.addr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		conn.SetDeadline(time.Now().Add(10 * time.Second))
+		io.WriteString(conn, "POST "+ns+"/secrets HTTP/1.1\r\nHost: "+p.addr+"\r\nExpect: 100-continue\r\nTransfer-Encoding: chunked\r\n\r\n")
+		if res, err := http.ReadResponse(bufio.NewReader(conn), nil); err != nil || res.StatusCode != 100 { // which is sent when it is read
+			t.Fatal(res, err)
+		}
+	}
+	if held() != 5*maxSecretBody {
+		t.Errorf("%d bytes held", held())
+	}
+	res, content := p.ask(t, "POST "+ns+"/secrets\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\n\r\n")
+	if s := status(t, content); res.StatusCode != 429 || s.Reason != "TooManyRequests" || res.Header.Get("Retry-After") == "" {
+		t.Errorf("%d %s", res.StatusCode, content)
+	}
+	if res, content := p.ask(t, "POST "+ns+"/secrets\r\n\r\n{}"); res.StatusCode != 200 {
+		t.Errorf("a small one: %d %s", res.StatusCode, content)
+	}
+	if res, _ := p.ask(t, "POST "+ns+"/secrets\r\nContent-Length: 3145729"); res.StatusCode != 413 {
+		t.Errorf("a large one: %d", res.StatusCode)
+	}
+	// What finds no memory to be kept is sent all the same.
+	if res, content := p.ask(t, "POST "+ns+"/pods\r\n\r\n"+strings.Repeat("A", maxReplayable)); res.StatusCode != 200 || held() != 5*maxSecretBody {
+		t.Errorf("another resource: %d %s", res.StatusCode, content)
+	}
+	other := p.held.share("172.17.0.3:1")
+	if !other.hold(maxHeldByOne) || other.hold(1) {
+		t.Error("another client does not have its own share")
+	}
+	for _, client := range []string{"172.17.0.4:1", "172.17.0.5:1"} {
+		s := p.held.share(client)
+		s.hold(maxHeldByOne)
+	}
+	if last := p.held.share("172.17.0.6:1"); last.hold(2<<20) || !last.hold(1<<20) {
+		t.Error("the bound of all is not kept")
+	}
+	other.release()
+	if other.release(); held() != 5*maxSecretBody+2*maxHeldByOne+1<<20 || !other.hold(maxHeldByOne) {
+		t.Errorf("%d bytes held after a release", held())
 	}
 }

@@ -87,7 +87,7 @@ type kubeStatus struct {
 // kubeReasons are the reasons of a Status by its code; metav1.StatusReason has none for 502.
 var kubeReasons = map[int]string{
 	http.StatusBadRequest: "BadRequest", http.StatusForbidden: "Forbidden", http.StatusNotFound: "NotFound",
-	http.StatusRequestEntityTooLarge: "RequestEntityTooLarge", http.StatusBadGateway: "BadGateway", http.StatusGatewayTimeout: "Timeout",
+	http.StatusRequestEntityTooLarge: "RequestEntityTooLarge", http.StatusTooManyRequests: "TooManyRequests", http.StatusBadGateway: "BadGateway", http.StatusGatewayTimeout: "Timeout",
 }
 
 // statusOf gives f as a Status; its message ends with the audit id.

@@ -8,6 +8,7 @@ import (
 	"mime"
 	"net/http"
 	"strings"
+	"sync"
 	"unicode/utf8"
 
 	"gopkg.in/yaml.v3"
@@ -16,14 +17,18 @@ import (
 // tokenSecret is the type of the Secrets into which the cluster writes a token of a service account.
 const tokenSecret = "kubernetes.io/service-account-token"
 
+// tokenSecretOf is the annotation that says whose token is written into such a Secret. Into one that there is already, and that a patch
+// gives another annotation and no token, the cluster writes a new token (tokens_controller.go).
+const tokenSecretOf = "kubernetes.io/service-account.name"
+
 // maxSecretBody is how much content a request has that writes a Secret: as much as the API server takes of any request
 // (MaxRequestBodyBytes, k8s.io/apiserver/pkg/server/config.go).
 const maxSecretBody = 3 << 20
 
 // judgeSecret refuses a request that would give a Secret the type kubernetes.io/service-account-token, or whose content cannot be read well
 // enough to know. Since such a Secret is a TokenRequest by another name, the rules about that one decide. On nil the content of r has been
-// read, and r has it again from memory.
-func (a *kubeAccess) judgeSecret(q *kubeRequest, r *http.Request) *refusal {
+// read, and r has it again from memory, which share counts.
+func (a *kubeAccess) judgeSecret(q *kubeRequest, r *http.Request, share *kubeShare) *refusal {
 	token := q.tokenRequest()
 	rule := false
 	for i := range a.rules {
@@ -36,22 +41,48 @@ func (a *kubeAccess) judgeSecret(q *kubeRequest, r *http.Request) *refusal {
 	if encoding == "" {
 		return a.refused(q.described()+" is refused in this encoding: send the Secret as application/json or application/yaml, without Content-Encoding", token)
 	}
-	content, err := io.ReadAll(http.MaxBytesReader(nil, r.Body, maxSecretBody))
-	var large *http.MaxBytesError
-	switch {
-	case errors.As(err, &large):
-		return denied(http.StatusRequestEntityTooLarge, "secret: too large", "a Secret has at most 3 MiB")
-	case err != nil:
-		return failed(http.StatusBadRequest, errClientContent.Error(), "the content of the request did not arrive whole")
+	content, f := readSecret(r, share)
+	if f != nil {
+		return f
 	}
-	switch found, err := namesTokenSecret(content, encoding); {
+	switch found, err := namesTokenSecret(content, encoding, &share.held.parsing); {
 	case err != nil:
 		return a.refused(q.described()+" is refused, since its content cannot be read ("+err.Error()+")", token)
 	case found:
-		return a.refused(q.described()+" is refused, since a Secret of type "+tokenSecret+" hands out a credential", token)
+		return a.refused(q.described()+" is refused, since a Secret of type "+tokenSecret+", or its annotation "+tokenSecretOf+", hands out a credential", token)
 	}
 	setContent(r, content)
 	return nil
+}
+
+// readSecret reads the content of r.
+func readSecret(r *http.Request, share *kubeShare) ([]byte, *refusal) {
+	length := r.ContentLength
+	if length < 0 {
+		length = maxSecretBody
+	}
+	if length > maxSecretBody {
+		return nil, denied(http.StatusRequestEntityTooLarge, "secret: too large", "a Secret has at most 3 MiB")
+	}
+	if !share.hold(length) {
+		return nil, failed(http.StatusTooManyRequests, "secret: memory", "too many writes of Secrets are under way at once: try again later")
+	}
+	var content []byte
+	var err error
+	if r.ContentLength < 0 {
+		content, err = io.ReadAll(http.MaxBytesReader(nil, r.Body, maxSecretBody))
+	} else {
+		content = make([]byte, length)
+		_, err = io.ReadFull(r.Body, content)
+	}
+	var large *http.MaxBytesError
+	switch {
+	case errors.As(err, &large):
+		return nil, denied(http.StatusRequestEntityTooLarge, "secret: too large", "a Secret has at most 3 MiB")
+	case err != nil:
+		return nil, failed(http.StatusBadRequest, errClientContent.Error(), "the content of the request did not arrive whole")
+	}
+	return content, nil
 }
 
 // setContent gives r content from memory, which can be sent again.
@@ -94,10 +125,11 @@ func secretEncoding(r *http.Request) string {
 	return ""
 }
 
-// namesTokenSecret tells whether content could make a Secret of the type: whether any string in it is that type. Which of two keys of one
+// namesTokenSecret tells whether content could make a Secret of the type, or have a token written into one: whether any string in it is that
+// type or its annotation. Which of two keys of one
 // name counts, what a merge key or an anchor stands for, or what a patch directive does is then no matter. A JSON patch may also copy the
-// type from elsewhere in the object, so it may not copy or move at all.
-func namesTokenSecret(content []byte, encoding string) (bool, error) {
+// type from elsewhere in the object, so it may not copy or move at all. parsing is held while YAML is parsed.
+func namesTokenSecret(content []byte, encoding string, parsing *sync.Mutex) (bool, error) {
 	if json.Valid(content) { // which is YAML too
 		return jsonNames(content, encoding == "patch")
 	}
@@ -107,7 +139,18 @@ func namesTokenSecret(content []byte, encoding string) (bool, error) {
 	if !utf8.Valid(content) {
 		return false, errors.New("it is not UTF-8")
 	}
+	parsing.Lock()
+	defer parsing.Unlock()
 	return yamlNames(content)
+}
+
+// maxYAMLMarks bounds what begins a node, a line or a comment in YAML: the parser takes 300 bytes for each, and a time that grows with their
+// square. What has more can be sent as JSON, as kubectl does with all.
+const maxYAMLMarks = 32 << 10
+
+// mintsToken tells whether s is the type or the annotation, as a value, a key, or in the path of a JSON patch.
+func mintsToken(s string) bool {
+	return s == tokenSecret || s == tokenSecretOf || strings.HasSuffix(s, "/kubernetes.io~1service-account.name")
 }
 
 // jsonNames is namesTokenSecret for valid JSON.
@@ -122,7 +165,7 @@ func jsonNames(content []byte, patch bool) (bool, error) {
 			return false, errors.New("it is not JSON")
 		}
 		s, _ := token.(string)
-		if s == tokenSecret {
+		if mintsToken(s) {
 			return true, nil
 		}
 		if patch && (s == "copy" || s == "move") {
@@ -134,8 +177,16 @@ func jsonNames(content []byte, patch bool) (bool, error) {
 // yamlNames is namesTokenSecret for YAML. The API server's parser is of another version, so where the two might differ about what is a comment or
 // how a scalar is folded, the plain words anywhere are enough; and what is written in base64 is not looked into.
 func yamlNames(content []byte) (bool, error) {
-	if bytes.Contains(bytes.ToLower(content), []byte("service-account-token")) {
+	lower := bytes.ToLower(content)
+	if bytes.Contains(lower, []byte("service-account-token")) || bytes.Contains(lower, []byte("service-account.name")) {
 		return true, nil
+	}
+	marks := 0
+	for _, mark := range []string{"\n", "\r", ",", ":", "[", "{", "?", "- ", "#", "\u0085", "\u2028", "\u2029"} {
+		marks += bytes.Count(content, []byte(mark))
+	}
+	if marks > maxYAMLMarks {
+		return false, errors.New("it is YAML with too many lines: send it as JSON")
 	}
 	decoder := yaml.NewDecoder(bytes.NewReader(content))
 	for {
@@ -158,7 +209,7 @@ func nodeNames(n *yaml.Node) (bool, error) {
 	if n.ShortTag() == "!!binary" {
 		return false, errors.New("it holds !!binary")
 	}
-	if n.Kind == yaml.ScalarNode && n.Value == tokenSecret {
+	if n.Kind == yaml.ScalarNode && mintsToken(n.Value) {
 		return true, nil
 	}
 	for _, child := range n.Content {

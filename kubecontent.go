@@ -30,6 +30,9 @@ func (b *kubeContent) Read(p []byte) (int, error) {
 // Buffered tells how much can be read without waiting.
 func (b *kubeContent) Buffered() int { return buffered(b.ReadCloser) }
 
+// keep tells whether there is memory to keep all of the content, n bytes, until the exchange is over.
+func (b *kubeContent) keep(n int64) bool { return b.x.share.hold(n) }
+
 // pending tells whether there is content that has not been read.
 func (b *kubeContent) pending() bool { return b.ReadCloser != nil && !b.done.Load() }
 

@@ -30,6 +30,7 @@ type kubeExchange struct {
 	request kubeContent // of the client
 	answer  kubeAnswer  // of the upstream
 	flushes bool        // the answer is of unknown length: each piece is sent when it comes
+	share   kubeShare   // of the memory for contents that are held
 	audited bool
 }
 
@@ -40,6 +41,8 @@ func (k *kubePlane) serveHTTP(w http.ResponseWriter, r *http.Request) {
 	conn := r.Context().Value(kubeConnKey{}).(*kubeConn)
 	x := &kubeExchange{ResponseWriter: w, ctx: r.Context(), k: k}
 	x.event = event{id: newEventID(), start: time.Now(), plane: "kube", client: r.RemoteAddr, method: r.Method, path: r.RequestURI}
+	x.share = k.held.share(r.RemoteAddr)
+	defer x.share.release()
 	conn.exchange = x
 	defer x.end(r)
 	if conn.handed {
@@ -99,7 +102,7 @@ func (x *kubeExchange) admit(r *http.Request) *refusal {
 	}
 	stripIdentity(r.Header)
 	if x.q.writesSecret() {
-		if f := x.c.access.judgeSecret(&x.q, r); f != nil {
+		if f := x.c.access.judgeSecret(&x.q, r, &x.share); f != nil {
 			return f
 		}
 	}
@@ -218,7 +221,7 @@ func (x *kubeExchange) moveHeader(res *http.Response) {
 
 // streams tells whether an answer may go on for hours: a watch, a log that is followed, server-sent events of something behind /proxy/.
 func (x *kubeExchange) streams(res *http.Response) bool {
-	return x.q.verb == "watch" || x.q.subresource == "log" && strings.Contains(x.target, "follow") || isStream(x.Header())
+	return x.q.verb == "watch" || x.q.subresource == "log" && asksFor(x.target, "follow") || isStream(x.Header())
 }
 
 // switchProtocols lets an upgrade through that the client asked for, by an upstream that gives a stream.
@@ -269,6 +272,9 @@ func (x *kubeExchange) refuse(r *http.Request, f *refusal) {
 	h["Content-Type"] = []string{"application/json"}
 	h["Content-Length"] = []string{strconv.Itoa(len(content))}
 	h["Cache-Control"] = []string{"no-store"}
+	if f.code == http.StatusTooManyRequests {
+		h["Retry-After"] = []string{"1"} // without it client-go does not try again
+	}
 	x.ResponseWriter.WriteHeader(f.code)
 	x.ResponseWriter.Write(content) // a client that has left needs no answer
 }

@@ -146,12 +146,15 @@ func refusedIdentity(res *http.Response, err error) bool {
 // keptContent is content that can be sent more than once; nil is content that cannot.
 type keptContent []byte
 
-// keepContent reads r's content where it is small. Content of unknown length may be one half of a conversation.
+// keepContent reads r's content where it is small and there is memory for it. Content of unknown length may be one half of a conversation.
 func keepContent(r *http.Request) (keptContent, error) {
 	if !hasBody(r) {
 		return keptContent{}, nil
 	}
 	if r.ContentLength <= 0 || r.ContentLength > maxReplayable {
+		return nil, nil
+	}
+	if from, ok := r.Body.(interface{ keep(n int64) bool }); ok && !from.keep(r.ContentLength) {
 		return nil, nil
 	}
 	content := make(keptContent, r.ContentLength)
@@ -220,21 +223,21 @@ func streams(r *http.Request) bool {
 	if r.Method != http.MethodGet {
 		return false
 	}
-	path, query, _ := strings.Cut(requestTarget(r.URL), "?")
-	if strings.Contains(path, "/watch/") {
-		return true
-	}
-	if !strings.Contains(query, "watch=") && !strings.Contains(query, "follow=") {
+	target := requestTarget(r.URL)
+	path, _, _ := strings.Cut(target, "?")
+	return strings.Contains(path, "/watch/") || asksFor(target, "watch") || asksFor(target, "follow")
+}
+
+// asksFor tells whether the query of target has key, and not as false. The API server takes all but these for true (apimachinery,
+// conversion/queryparams).
+func asksFor(target, key string) bool {
+	_, query, _ := strings.Cut(target, "?")
+	if !strings.Contains(query, key) && !strings.Contains(query, "%") {
 		return false
 	}
 	values, _ := url.ParseQuery(query)
-	for _, key := range []string{"watch", "follow"} {
-		// The API server takes all but these for true (apimachinery, conversion/queryparams).
-		if v, ok := values[key]; ok && v[0] != "0" && !strings.EqualFold(v[0], "false") {
-			return true
-		}
-	}
-	return false
+	v, ok := values[key]
+	return ok && v[0] != "0" && !strings.EqualFold(v[0], "false")
 }
 
 // linkFor gives the link for cred, a new one where the certificate or the authority has changed. A request that got its credential
