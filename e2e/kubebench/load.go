@@ -164,13 +164,20 @@ func (c *client) requests() error {
 		return err
 	}
 	request := c.request("/version")
-	for _, conn := range c.conns { // opens what there is behind
-		if err := c.getVersion(conn, request); err != nil {
-			return err
+	// All at once, so that what there is behind is open when it is measured.
+	err := parallel(c.Connections, func(i int) error {
+		for range 20 {
+			if err := c.getVersion(c.conns[i], request); err != nil {
+				return err
+			}
 		}
+		return nil
+	})
+	if err != nil {
+		return err
 	}
 	var count atomic.Int64
-	err := c.measured(func() error {
+	err = c.measured(func() error {
 		end := time.Now().Add(c.job.Time)
 		return parallel(c.Connections, func(i int) error {
 			for time.Now().Before(end) {
