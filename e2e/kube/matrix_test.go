@@ -214,6 +214,23 @@ func arrived(t *testing.T, namespace, user string) {
 	}
 }
 
+// An old kubectl drops the path of its server before a raw path, and so speaks to the current context, which is at "/".
+func TestKubectlSendsRawPathsToItsContextUnlessItIsOld(t *testing.T) {
+	d := openDoor(t, nil, "")
+	for kubectl, want := range map[string]string{"kubectl": cluster.TokenUser, "kubectl-1.20": cluster.Contexts()["cert"]} {
+		path, marker := mark("/api/v1/namespaces")
+		cmd := exec.CommandContext(t.Context(), filepath.Join(tools(), "bin", kubectl), "--context", "token", "get", "--raw", path)
+		cmd.Env = []string{"HOME=" + t.TempDir(), "KUBECONFIG=" + d.kubeconfig()}
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Errorf("%s: %v: %s", kubectl, err, head(string(out)))
+			continue
+		}
+		if user := arrivals(t, marker, 1)[0].Who(); user != want {
+			t.Errorf("%s: arrived as %q, want %q", kubectl, user, want)
+		}
+	}
+}
+
 func TestKubectlDoesTheSameThroughEachContextAsDirectly(t *testing.T) {
 	pods := startPodServer(t)
 	want := directly(t, pods)
