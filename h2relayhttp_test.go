@@ -170,7 +170,7 @@ func TestRelayIsTransparentToNetHTTP(t *testing.T) {
 	}
 }
 
-func TestRelayCarriesTenThousandRequestsOnOneConnection(t *testing.T) {
+func TestRelayCarriesManyRequestsOnOneConnection(t *testing.T) {
 	t.Parallel()
 	h := newH2Test(t)
 	var n atomic.Int64
@@ -187,10 +187,10 @@ func TestRelayCarriesTenThousandRequestsOnOneConnection(t *testing.T) {
 	}
 	near, far := tcpPair(t)
 	go func() { h.served <- h.relay.serve(far, h.owner) }()
-	roundTrips(t, newH2Caller(near), 10000, 16)
+	roundTrips(t, newH2Caller(near), 2000, 16)
 	near.Close()
 	<-h.served
-	if n.Load() != 10000 {
+	if n.Load() != 2000 {
 		t.Errorf("%d streams have ended", n.Load())
 	}
 }
@@ -208,7 +208,7 @@ func post(t testing.TB, client *http.Client, url, content string) {
 	}
 }
 
-func TestRelayServesTwoHundredConnectionsAtOnce(t *testing.T) {
+func TestRelayServesManyConnectionsAtOnce(t *testing.T) {
 	t.Parallel()
 	h := newH2HTTP(t, echo)
 	dial := func() (net.Conn, error) {
@@ -218,7 +218,7 @@ func TestRelayServesTwoHundredConnectionsAtOnce(t *testing.T) {
 	}
 	h.dial.Store(&dial)
 	var callers []*h2Caller
-	for range 200 {
+	for range 50 {
 		conn, err := net.Dial("tcp", h.addr)
 		if err != nil {
 			t.Fatal(err)
