@@ -3,6 +3,7 @@
 package kube
 
 import (
+	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -37,6 +38,10 @@ func runAll(m *testing.M) int {
 		return 1
 	}
 	defer shared.Close()
+	// Several cases wait more than they work.
+	if err := flag.Set("test.parallel", "4"); err != nil {
+		panic(err)
+	}
 	code := m.Run()
 	for _, found := range seen.search() {
 		fmt.Println("--- FAIL: canary:", found)

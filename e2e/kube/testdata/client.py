@@ -27,8 +27,8 @@ print('log', core.read_namespaced_pod_log('web', namespace, container='main', ta
 followed = watch.Watch().stream(core.read_namespaced_pod_log, 'web', namespace, container='main', tail_lines=1)
 print('follow', list(followed))
 
-print('exec', stream(core.connect_get_namespaced_pod_exec, 'web', namespace, container='main', command=['sh', '-c', 'echo out; echo err >&2'],
-                     stdin=False, stdout=True, stderr=True, tty=False).splitlines())
+print('exec', sorted(stream(core.connect_get_namespaced_pod_exec, 'web', namespace, container='main', command=['sh', '-c', 'echo out; echo err >&2'],
+                            stdin=False, stdout=True, stderr=True, tty=False).splitlines()))
 talk = stream(core.connect_get_namespaced_pod_exec, 'web', namespace, container='main', command=['sh', '-c', 'read line; echo "got $line"; exit 7'],
               stdin=True, stdout=True, stderr=True, tty=False, _preload_content=False)
 talk.write_stdin('hello\n')
