@@ -144,6 +144,7 @@ func TestRulesLiftAndDeny(t *testing.T) {
 		{"allow of TokenRequest", accessNoCredentials, []kubeRule{{resources: list("serviceaccounts/token"), namespaces: list("dev")}}, "POST /api/v1/namespaces/dev/serviceaccounts/a/token", "POST /api/v1/namespaces/prod/serviceaccounts/a/token"},
 		{"deny beats allow in any order", accessFull, []kubeRule{{}, {deny: true, resources: list("pods")}, {}}, "GET /api/v1/services", "GET /api/v1/pods\nGET /api/v1/namespaces/dev/pods/a/log"},
 		{"deny of a resource is of its subresources", accessFull, []kubeRule{{deny: true, resources: list("pods")}}, "GET /api/v1/nodes", "GET /api/v1/namespaces/dev/pods/a/exec\nGET /api/v1/watch/pods"},
+		{"deny of namespaces is of their status", accessFull, []kubeRule{{deny: true, resources: list("namespaces")}}, "GET /api/v1/namespaces/dev/pods", "PATCH /api/v1/namespaces/dev/status\nPUT /api/v1/namespaces/dev/finalize"},
 		{"deny of a subresource", accessFull, []kubeRule{{deny: true, resources: list("pods/exec")}}, "GET /api/v1/namespaces/dev/pods/a", "GET /api/v1/namespaces/dev/pods/a/exec\nPOST /api/v1/namespaces/dev/pods/a/exec/x"},
 		{"deny of a namespace is of all at once", accessFull, []kubeRule{{deny: true, namespaces: list("kube-system")}},
 			"GET /api/v1/namespaces/dev/pods\nGET /api/v1/nodes\nGET /api/v1/nodes/a\nGET /api/v1/namespaces\nGET /apis/storage.k8s.io/v1/storageclasses\nGET /version\nGET /apis/example.com/v1/widgets/a",
