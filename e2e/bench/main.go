@@ -27,12 +27,10 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"regexp"
 	"time"
 
@@ -40,13 +38,8 @@ import (
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
-	stop()
-	if err != nil && !errors.Is(err, flag.ErrHelp) {
-		fmt.Fprintln(os.Stderr, "bench:", err)
-		os.Exit(1)
-	}
+	roles.Enter()
+	measure.Main("bench", run)
 }
 
 // options say what is measured and for how long.
@@ -106,11 +99,8 @@ var roles = measure.Roles{
 	"reverse": measure.Role(serveReverse),
 }
 
-// run is the program, which is also every other process of the benchmark: "role NAME PARAMETERS".
+// run is the program.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
-	if len(args) == 3 && args[0] == "role" {
-		return roles.Run(args[1], args[2])
-	}
 	o, err := parseOptions(args, stderr)
 	if err != nil {
 		return err

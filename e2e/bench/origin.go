@@ -225,7 +225,7 @@ func sendEvents(w io.Writer, query string) error {
 		return err
 	}
 	for range n {
-		time.Sleep(gap)
+		time.Sleep(gap) // what is measured are events that come now and then
 		event := "data: " + strconv.FormatInt(time.Now().UnixNano(), 10) + "\n\n"
 		if _, err := fmt.Fprintf(w, "%x\r\n%s\r\n", len(event), event); err != nil {
 			return err

@@ -74,7 +74,7 @@ func delay(dst, src *net.TCPConn, d time.Duration, first time.Time) {
 	}()
 	var err error
 	for f := range flights {
-		time.Sleep(time.Until(f.arrives))
+		time.Sleep(time.Until(f.arrives)) // the distance that this relay is made of
 		if err == nil && len(f.data) > 0 {
 			_, err = dst.Write(f.data)
 		}

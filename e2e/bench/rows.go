@@ -204,9 +204,6 @@ func (w *world) events(c *contender) (sample, error) {
 	return sample{[]float64{float64(r.Median.Nanoseconds()) / 1e3}, -1}, nil
 }
 
-// settle is how long a proxy gets to finish with what it was asked before its RSS is read.
-const settle = 300 * time.Millisecond
-
 // idleRSS measures what idle connections cost in a new process, in which each has carried one request.
 func (w *world) idleRSS(c *contender) (sample, error) {
 	p, address, err := c.start()
@@ -220,8 +217,7 @@ func (w *world) idleRSS(c *contender) (sample, error) {
 	if _, err := w.do(j); err != nil { // what is needed once, code pages too, does not count
 		return sample{}, err
 	}
-	time.Sleep(settle)
-	before, err := measure.RSS(p.PID())
+	before, err := measure.SettledRSS(p.PID())
 	if err != nil {
 		return sample{}, err
 	}
@@ -229,8 +225,7 @@ func (w *world) idleRSS(c *contender) (sample, error) {
 	if _, err := w.do(j); err != nil {
 		return sample{}, err
 	}
-	time.Sleep(settle)
-	after, err := measure.RSS(p.PID())
+	after, err := measure.SettledRSS(p.PID())
 	if err != nil {
 		return sample{}, err
 	}

@@ -261,6 +261,7 @@ func (w *world) startProgram(cmd *exec.Cmd, address string) (*measure.Process, e
 		return nil, err
 	}
 	go io.Copy(io.Discard, p.Out) // ends with the process
+	// Programs of others, which tell nobody when they listen.
 	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
 		if conn, err := net.Dial("tcp", address); err == nil {
 			return p, conn.Close()

@@ -25,7 +25,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -35,13 +34,8 @@ import (
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
-	stop()
-	if err != nil && !errors.Is(err, flag.ErrHelp) {
-		fmt.Fprintln(os.Stderr, "kubebench:", err)
-		os.Exit(1)
-	}
+	roles.Enter()
+	measure.Main("kubebench", run)
 }
 
 // roles are the benchmark's other processes.
@@ -108,11 +102,8 @@ func cachedTools() string {
 	return filepath.Dir(found[0])
 }
 
-// run is the program, which is also every other process of the benchmark: "role NAME PARAMETERS".
+// run is the program.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
-	if len(args) == 3 && args[0] == "role" {
-		return roles.Run(args[1], args[2])
-	}
 	o, err := parseOptions(args, stderr)
 	if err != nil {
 		return err

@@ -120,9 +120,6 @@ func (w *world) eventLatency(c *contender) ([]float64, error) {
 	return []float64{float64(r.Median.Nanoseconds()) / 1e3}, err
 }
 
-// settle is how long a proxy gets to finish with what it was asked before its RSS is read.
-const settle = 300 * time.Millisecond
-
 // memory measures a new process: once it has served a few requests, and with many watches.
 func (w *world) memory(c *contender) ([]float64, error) {
 	fresh := *c
@@ -135,7 +132,7 @@ func (w *world) memory(c *contender) ([]float64, error) {
 	if _, err := w.do(j); err != nil {
 		return nil, err
 	}
-	idle, err := settled(j.PID)
+	idle, err := measure.SettledRSS(j.PID)
 	if err != nil {
 		return nil, err
 	}
@@ -144,19 +141,13 @@ func (w *world) memory(c *contender) ([]float64, error) {
 	if _, err := w.do(j); err != nil {
 		return nil, err
 	}
-	full, err := settled(j.PID)
+	full, err := measure.SettledRSS(j.PID)
 	if err != nil {
 		return nil, err
 	}
 	// The next job has the load generator close what it holds.
 	_, err = w.do(w.job("requests", c))
 	return []float64{float64(idle) / 1e6, float64(full-idle) / 1024 / float64(w.options.watches)}, err
-}
-
-// settled gives the RSS of a process that was left alone for a moment.
-func settled(pid int) (int64, error) {
-	time.Sleep(settle)
-	return measure.RSS(pid)
 }
 
 // kubectlGet measures runs of kubectl, each a new process. Its caches are warm.

@@ -244,6 +244,7 @@ func (w *world) startKubectlProxy(kubeconfig, context string) (endpoint, error) 
 
 // await returns when the endpoint answers.
 func (e endpoint) await(ctx context.Context) (err error) {
+	// kubectl proxy listens before it has looked up the cluster: nothing but an answer tells that it is ready.
 	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline) && ctx.Err() == nil; time.Sleep(20 * time.Millisecond) {
 		var res *http.Response
 		if res, err = http.Get("http://" + e.address + e.prefix + "/version"); err == nil {

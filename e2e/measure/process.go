@@ -6,10 +6,13 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
+	"flag"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
 	"strconv"
 	"strings"
 	"syscall"
@@ -41,6 +44,30 @@ func (r Roles) Run(name, parameters string) error {
 		return fmt.Errorf("%s: %w", name, err)
 	}
 	return nil
+}
+
+// Enter is for the first line of main and of TestMain: where the arguments are "role NAME PARAMETERS" this process is that role,
+// and never returns from here.
+func (r Roles) Enter() {
+	if len(os.Args) != 4 || os.Args[1] != "role" {
+		return
+	}
+	if err := r.Run(os.Args[2], os.Args[3]); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(0)
+}
+
+// Main is the rest of a benchmark's main: it runs until done or interrupted, and exits with 1 after an error.
+func Main(name string, run func(ctx context.Context, args []string, stdout, stderr io.Writer) error) {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	stop()
+	if err != nil && !errors.Is(err, flag.ErrHelp) {
+		fmt.Fprintf(os.Stderr, "%s: %v\n", name, err)
+		os.Exit(1)
+	}
 }
 
 // UntilEOF says that the role serves at the addresses, and returns when the program that started it is gone.
@@ -161,4 +188,14 @@ func RSS(pid int) (int64, error) {
 		}
 	}
 	return 0, fmt.Errorf("process %d has no VmRSS", pid)
+}
+
+// settle is how long a process gets to finish with what it was asked before its RSS is read. No event tells that a garbage collector
+// of another process has nothing more to do.
+const settle = 300 * time.Millisecond
+
+// SettledRSS is RSS of a process that was left alone for a moment.
+func SettledRSS(pid int) (int64, error) {
+	time.Sleep(settle)
+	return RSS(pid)
 }

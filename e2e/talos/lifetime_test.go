@@ -43,7 +43,7 @@ func (w *world) startQuiet(t *testing.T) *quiet {
 
 // check waits until the stream has been quiet for long enough, and expects a line to come through it then.
 func (q *quiet) check(t *testing.T, w *world) {
-	time.Sleep(time.Until(q.opened.Add(quietTime)))
+	time.Sleep(time.Until(q.opened.Add(quietTime))) // real talosctl and apid time their pings by the real clock
 	w.lab.Kernel.Add("after the quiet")
 	defer time.AfterFunc(answerLimit, q.cancel).Stop()
 	m := new(common.Data)

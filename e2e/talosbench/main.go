@@ -21,25 +21,18 @@ package main
 
 import (
 	"context"
-	"errors"
 	"flag"
 	"fmt"
 	"io"
 	"os"
-	"os/signal"
 	"time"
 
 	"muxproxy/e2e/measure"
 )
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
-	err := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
-	stop()
-	if err != nil && !errors.Is(err, flag.ErrHelp) {
-		fmt.Fprintln(os.Stderr, "talosbench:", err)
-		os.Exit(1)
-	}
+	roles.Enter()
+	measure.Main("talosbench", run)
 }
 
 // options say what is measured and for how long.
@@ -82,11 +75,8 @@ func parseOptions(args []string, stderr io.Writer) (options, error) {
 // roles are the processes that this program is besides the one that measures.
 var roles = measure.Roles{"node": measure.Role(serveNode), byCopy: measure.Role(serveCopy), byGRPC: measure.Role(serveGRPCProxy)}
 
-// run is the program, which is also every other process of the benchmark: "role NAME PARAMETERS".
+// run is the program.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
-	if len(args) == 3 && args[0] == "role" {
-		return roles.Run(args[1], args[2])
-	}
 	o, err := parseOptions(args, stderr)
 	if err != nil {
 		return err

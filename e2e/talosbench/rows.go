@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"time"
 
 	"muxproxy/e2e/measure"
 )
@@ -65,9 +64,6 @@ func (w *world) connections(c *contender) ([]float64, error) {
 	return []float64{took.Seconds() * 1e3}, err
 }
 
-// settle is how long a gateway gets to finish with what it was asked before its RSS is read.
-const settle = 300 * time.Millisecond
-
 // idleRSS measures what a new process holds when connections idle in it, each of which has carried one RPC.
 func (w *world) idleRSS(c *contender) ([]float64, error) {
 	if c.start == nil {
@@ -83,8 +79,7 @@ func (w *world) idleRSS(c *contender) ([]float64, error) {
 	if err != nil {
 		return nil, err
 	}
-	time.Sleep(settle)
-	n, err := measure.RSS(fresh.process.PID())
+	n, err := measure.SettledRSS(fresh.process.PID())
 	return []float64{float64(n) / (1 << 20)}, err
 }
 

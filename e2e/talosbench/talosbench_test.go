@@ -2,7 +2,6 @@ package main
 
 import (
 	"bytes"
-	"fmt"
 	"os"
 	"strings"
 	"testing"
@@ -10,13 +9,7 @@ import (
 
 // TestMain lets the test binary be the benchmark's other processes too.
 func TestMain(m *testing.M) {
-	if len(os.Args) == 4 && os.Args[1] == "role" {
-		if err := roles.Run(os.Args[2], os.Args[3]); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			os.Exit(1)
-		}
-		return
-	}
+	roles.Enter()
 	os.Exit(m.Run())
 }
 
