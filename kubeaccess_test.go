@@ -59,7 +59,7 @@ var kubeRequests = []struct {
 	{"PATCH " + ns + "/pods/a/ephemeralcontainers\r\n\r\n{}", changes}, {"PUT /api/v1/namespaces/dev/finalize\r\n\r\n{}", changes}, {"PATCH /api/v1/namespaces/dev/status\r\n\r\n{}", changes},
 	{"POST /apis/rbac.authorization.k8s.io/v1/clusterrolebindings\r\n\r\n{}", changes}, {"POST /apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations\r\n\r\n{}", changes},
 	{"PUT /apis/apiregistration.k8s.io/v1/apiservices/v1.x\r\n\r\n{}", changes}, {"POST " + ns + "/serviceaccounts\r\n\r\n{}", changes}, {"FROB " + ns + "/pods", changes}, {"POST /api/v1/watch/pods\r\n\r\n{}", changes},
-	{"get " + ns + "/pods", changes}, {"DELETE /apis/certificates.k8s.io/v1alpha1/clustertrustbundles/a", changes},
+	{"DELETE /apis/certificates.k8s.io/v1alpha1/clustertrustbundles/a", changes},
 	// Into pods, services and nodes, whatever the method.
 	{"GET " + ns + "/pods/a/exec?command=id" + upgradeLines, changes}, {"POST " + ns + "/pods/a/exec?command=id" + spdyLines, changes}, {"GET " + ns + "/pods/a/exec?command=id", changes},
 	{"GET " + ns + "/pods/a/attach" + upgradeLines, changes}, {"GET " + ns + "/pods/a/portforward?ports=80" + upgradeLines, changes}, {"GET " + ns + "/pods/a/portforward/", changes}, {"GET " + ns + "/pods/a/proxy", changes},

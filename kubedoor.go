@@ -33,7 +33,9 @@ func (d kubeDoor) admit(r *http.Request) *refusal {
 		return denied(http.StatusBadRequest, "door: target", "this port takes requests in origin-form only (GET /api …): put its name into NO_PROXY")
 	case !validLine(r):
 		return denied(http.StatusBadRequest, "door: target", "the target holds a character that servers read in different ways: escape it")
-	case strings.EqualFold(r.Method, "TRACE") || strings.EqualFold(r.Method, "TRACK"):
+	case r.Method != strings.ToUpper(r.Method):
+		return denied(http.StatusBadRequest, "door: method", "methods are case-sensitive (RFC 9110 section 9.1), but not to every server: send it in capitals")
+	case r.Method == "TRACE" || r.Method == "TRACK":
 		return denied(http.StatusForbidden, "door: TRACE", "TRACE is refused, since the answer would hold the credential of the host")
 	}
 	for name := range r.Header {
