@@ -205,10 +205,16 @@ func FuzzAuditLine(f *testing.F) {
 	f.Add("172.17.0.2:5", "GET", "h", "/a?b", "x\x1b\xff", int64(1), int64(200), true)
 	f.Add("", "\u2028", "u@h", "http://u:p@h/é\u0085", "\U000e0001\"\\", int64(-1), int64(-1), false)
 	f.Add("é", "a", "b", "/\x80", "c", int64(1<<62), int64(0), true)
+	f.Add("a", strings.Repeat("B", maxMethod)+"\xff", "b", "/", "c", int64(1), int64(0), false)
+	f.Add("a", strings.Repeat("B", maxMethod)+"\xff", "b", "/", "c", int64(1), int64(0), true)
 	f.Fuzz(func(t *testing.T, client, method, host, path, text string, n, ms int64, flag bool) {
 		code := int(int32(n))
+		plane, bound, nodes := "kube", maxMethod, 0
+		if flag {
+			plane, bound, nodes = "talos", maxRPC, 2
+		}
 		e := &event{
-			id: "id", start: time.UnixMilli(ms % 1e13), plane: "talos", service: text, client: client, session: text, method: method, host: host, path: path,
+			id: "id", start: time.UnixMilli(ms % 1e13), plane: plane, service: text, client: client, session: text, method: method, host: host, path: path,
 			injected: flag, decision: decisionFailed, code: code, in: n, out: -n, err: text, open: flag, grpcStatus: &code, nodes: []string{text, method}, torn: text,
 		}
 		line := appendEvent([]byte("x"), e, e.start.Add(time.Second))
@@ -225,16 +231,16 @@ func FuzzAuditLine(f *testing.F) {
 			t.Fatalf("%q: %v", line, err)
 		}
 		want := map[string]string{
-			"timestamp": e.start.UTC().Format("2006-01-02T15:04:05.000Z"), "id": "id", "plane": "talos", "service": plainText(text, 1024), "client": plainText(client, 1024),
-			"method": plainText(method, maxMethod), "host": plainText(loggedHost(host), 1024), "path": plainText(loggedPath(path), 1024), "decision": "failed", "error": plainText(text, 1024),
+			"timestamp": e.start.UTC().Format("2006-01-02T15:04:05.000Z"), "id": "id", "plane": plane, "service": plainText(text, 1024), "client": plainText(client, 1024),
+			"method": plainText(method, bound), "host": plainText(loggedHost(host), 1024), "path": plainText(loggedPath(path), 1024), "decision": "failed", "error": plainText(text, 1024),
 		}
 		for name, value := range want {
 			// A run of bytes that are no text may be cut up to three bytes early.
-			bound := maxLogged
+			limit := maxLogged
 			if name == "method" {
-				bound = maxMethod
+				limit = bound
 			}
-			if s, ok := got[name].(string); !ok || s != value && (utf8.ValidString(value) && len(value) < bound-utf8.UTFMax || !strings.HasPrefix(value, s)) {
+			if s, ok := got[name].(string); !ok || s != value && (utf8.ValidString(value) && len(value) < limit-utf8.UTFMax || !strings.HasPrefix(value, s)) {
 				t.Errorf("%s is %q, want %q", name, got[name], value)
 			}
 		}
@@ -244,7 +250,7 @@ func FuzzAuditLine(f *testing.F) {
 		if strings.Contains(loggedPath(path), "?") || strings.Contains(loggedHost(host), "@") {
 			t.Errorf("%q, %q show too much", loggedPath(path), loggedHost(host))
 		}
-		if nodes, _ := got["nodes"].([]any); len(nodes) != 2 || got["auth_injected"] != flag || got["grpc_status"] != float64(code) {
+		if list, _ := got["nodes"].([]any); len(list) != nodes || got["auth_injected"] != flag || got["grpc_status"] != float64(code) {
 			t.Errorf("got %v", got)
 		}
 	})
