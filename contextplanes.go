@@ -14,6 +14,9 @@ import (
 	"golang.org/x/net/http/httpproxy"
 )
 
+// watchEvery is how often the files of the host's contexts are looked at.
+const watchEvery = 2 * time.Second
+
 // contextPlanes are the planes that serve the contexts of a file of the host's: kube and talos. One that a flag turned off is nil.
 type contextPlanes struct {
 	kube  *kubePlane

@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
-	"time"
 )
 
 // kubeServing is what the plane serves, as one value that a reload replaces. It never changes.
@@ -173,9 +172,6 @@ func (s *kubeServing) route(target string) (c *servedContext, prefix, rest strin
 
 // serves tells whether there is a context to serve; state says why not.
 func (k *kubePlane) serves() bool { return len(k.serving.Load().order) > 0 }
-
-// watchEvery is how often the kubeconfig's files are looked at.
-const watchEvery = 2 * time.Second
 
 // watch follows the kubeconfig's files until ctx is done: `kind create`, `tsh kube login` and `oc login` write them. It also probes the
 // contexts while somebody asks for their health. changed is called after each change of what is served, from this goroutine.

@@ -51,10 +51,9 @@ type talosPlane struct {
 func openTalosPlane(o talosPlaneOptions) (*talosPlane, error) {
 	p := &talosPlane{talosPlaneOptions: o, shaking: map[net.Conn]struct{}{}}
 	p.tls = &tls.Config{
-		MinVersion: tls.VersionTLS12,
-		NextProtos: []string{"h2"},
-		// As in interceptor: no ML-KEM between a container and its own host.
-		CurvePreferences:            []tls.CurveID{tls.X25519, tls.CurveP256, tls.CurveP384, tls.CurveP521},
+		MinVersion:                  tls.VersionTLS12,
+		NextProtos:                  []string{"h2"},
+		CurvePreferences:            localCurves(),
 		GetCertificate:              p.certificate,
 		DynamicRecordSizingDisabled: true,
 	}

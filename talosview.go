@@ -9,11 +9,8 @@ import (
 	"time"
 )
 
-const (
-	talosPoll = 2 * time.Second // between two looks at the talosconfig
-	// talosExpiry is how long before its end a client certificate is warned of. Talos signs them for a year.
-	talosExpiry = 30 * 24 * time.Hour
-)
+// talosExpiry is how long before its end a client certificate is warned of. Talos signs them for a year.
+const talosExpiry = 30 * 24 * time.Hour
 
 // talosView is what RPCs are judged by until the talosconfig or the config changes. It never changes itself.
 type talosView struct {
@@ -90,18 +87,11 @@ func (p *talosPlane) reload(c talosPlaneConfig) error {
 // watch follows the talosconfig until ctx is done: talosctl rewrites it when a certificate is renewed. changed is called after each
 // change that is taken into use, so that the containers' file can be written anew.
 func (p *talosPlane) watch(ctx context.Context, changed func()) {
-	tick := time.NewTicker(talosPoll)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-			if p.poll() {
-				changed()
-			}
-			p.announce()
+	for wait(ctx, watchEvery) {
+		if p.poll() {
+			changed()
 		}
+		p.announce()
 	}
 }
 

@@ -197,7 +197,7 @@ func TestTheTalosconfigIsLookedAtEveryTwoSeconds(t *testing.T) {
 		done := make(chan struct{})
 		go func() { defer close(done); p.watch(ctx, func() { changes.Add(1) }) }()
 		p.write(t, text)
-		time.Sleep(talosPoll - 1)
+		time.Sleep(watchEvery - 1)
 		synctest.Wait()
 		if changes.Load() != 0 {
 			t.Error("it is looked at sooner")
