@@ -82,7 +82,7 @@ func (c *clientConn) loop(h *http1Conn, host string, handle func(*exchange)) (ne
 			c.reset()
 			return nil
 		case !h.finish(x.r, x.body), answer.close:
-			h.linger()
+			h.linger(noBound)
 			return nil
 		}
 	}
@@ -118,5 +118,5 @@ func (c *clientConn) refuseHead(h *http1Conn, host string, err error) {
 	x.event.method = ""
 	x.reply = &reply1{c: h, close: true}
 	x.refuse(denied(bad.code, "malformed request", bad.text))
-	h.linger()
+	h.linger(lingerBytes)
 }

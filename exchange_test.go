@@ -399,6 +399,22 @@ func TestAnAnswerBeforeTheContentWasSentArrives(t *testing.T) {
 	}
 }
 
+func TestAnEarlyAnswerArrivesAtAClientThatSendsAllItsContentFirst(t *testing.T) {
+	p, _ := githubProxy(t, func(w http.ResponseWriter, r *http.Request) {
+		http.NewResponseController(w).EnableFullDuplex() // else net/http reads some of the content first
+		w.WriteHeader(413)
+	})
+	conn := p.intercepted(t, "api.github.com:443", "api.github.com")
+	content := make([]byte, 32<<20)
+	fmt.Fprintf(conn, "POST / HTTP/1.1\r\nHost: api.github.com\r\nX-Stream: 1\r\nContent-Length: %d\r\n\r\n", len(content))
+	if n, err := conn.Write(content); err != nil {
+		t.Errorf("reset after %d bytes: %v", n, err)
+	}
+	if res, err := http.ReadResponse(bufio.NewReader(conn), nil); err != nil || res.StatusCode != 413 {
+		t.Errorf("answer %v, %v", res, err)
+	}
+}
+
 func TestAClientThatLeavesEndsTheUpstreamRequest(t *testing.T) {
 	for _, version := range []int{1, 2} {
 		arrived, ended := make(chan struct{}), make(chan struct{})

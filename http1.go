@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"math"
 	"net"
 	"net/http"
 	"net/url"
@@ -26,6 +27,8 @@ const (
 	readBuffer  = 2 << 10   // bytes: an idle connection keeps it, and most heads fit; TLS has the rest of a record at hand
 	lingerBytes = 256 << 10 // of a request's content that are read and dropped after an early answer
 	lingerWait  = 500 * time.Millisecond
+	leaveWait   = 2 * time.Second // for a client to take the last answer and to leave
+	noBound     = math.MaxInt64
 )
 
 // http1Conn reads requests from a client's HTTP/1.1 connection and writes the answers: the server's half of RFC 9112 over
@@ -216,12 +219,13 @@ func (c *http1Conn) finish(r *http.Request, b *requestBody) bool {
 }
 
 // linger lets the client read the last answer before the connection is closed: a close with unread bytes would reset it
-// (RFC 9112 §9.6).
-func (c *http1Conn) linger() {
+// (RFC 9112 §9.6). It reads and drops no more than most bytes: noBound for the content of a request, since a client that sends
+// fast looks for an answer no sooner than a slow one.
+func (c *http1Conn) linger(most int64) {
 	c.bw.Flush()
 	if closeWrite(c.conn) == nil {
-		c.conn.SetReadDeadline(time.Now().Add(lingerWait))
-		io.CopyN(io.Discard, c.conn, lingerBytes)
+		c.conn.SetReadDeadline(time.Now().Add(leaveWait))
+		io.CopyN(io.Discard, c.conn, most)
 	}
 }
 

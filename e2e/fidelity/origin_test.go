@@ -123,7 +123,7 @@ func (o *origin) refuse(conn net.Conn, in *bufio.Reader, m *message, name string
 		return err
 	}
 	_ = conn.(*tls.Conn).CloseWrite()
-	_ = conn.SetReadDeadline(time.Now().Add(time.Second))
+	_ = conn.SetReadDeadline(time.Now().Add(5 * time.Second))
 	n, _ := io.Copy(io.Discard, in)
 	if expects {
 		m.content = fmt.Sprintf("%t", n > 0) // whether content came all the same
