@@ -9,6 +9,7 @@ import (
 	"runtime/debug"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/net/http2"
@@ -20,7 +21,8 @@ import (
 // where it goes, is decided by the h2Owner of each connection. The zero value is ready; all methods may be called at once.
 type h2Relay struct {
 	serving sync.WaitGroup
-	mu      sync.Mutex // guards what follows
+	large   atomic.Int32 // connections: see h2Large
+	mu      sync.Mutex   // guards what follows
 	conns   map[*h2Conn]struct{}
 	closed  bool // by shutdown
 }
@@ -116,7 +118,7 @@ var errH2Shutdown = errors.New("shut down")
 // serve relays client, on which TLS has been done and "h2" been chosen, until it is over, and closes it. It returns why it
 // ended: nil when a side left with no stream open.
 func (r *h2Relay) serve(client net.Conn, owner h2Owner) error {
-	c := newH2Conn(client, owner)
+	c := newH2Conn(client, owner, &r.large)
 	if !r.add(c) {
 		h2Close(client)
 		return errH2Shutdown

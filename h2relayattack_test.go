@@ -197,6 +197,60 @@ func TestARelayedConnectionThatIsIdleHoldsNoLargeHeaderSection(t *testing.T) {
 	}
 }
 
+func TestLargeHeaderSectionsAreBoundedOverAllConnections(t *testing.T) {
+	large := strings.Repeat("x", h2FieldsLimit/2)
+	for _, c := range []struct {
+		name  string
+		held  bool
+		send  func(h *h2Test)
+		wants string
+	}{
+		{"a section", false, func(h *h2Test) { h.client.request(5, true, "/5", "large", large) }, "GOAWAY 3 ENHANCE_YOUR_CALM"},
+		{"a section that is small when encoded", false, func(h *h2Test) {
+			fields := []string{"a", strings.Repeat("x", 1000)}
+			for range 7 {
+				fields = append(fields, fields...)
+			}
+			h.client.request(5, true, "/5", fields...)
+		}, "HEADERS 5 end :status=200 content-type=application/grpc grpc-status=8"},
+		{"sections that wait", true, func(h *h2Test) {
+			for id := uint32(5); id < 40; id += 2 {
+				h.client.request(id, false, "/held", "some", large[:5000])
+			}
+		}, "HEADERS 29 end :status=200 content-type=application/grpc grpc-status=8"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			h := newH2Test(t)
+			u := h.up()
+			h.relay.large.Add(h2LargeConns)
+			small := strings.Repeat("s", h2Buffer-1000)
+			h.client.request(3, true, "/3", "small", small)
+			u.wants("HEADERS 3 end")
+			u.headers(3, true, ":status", "200")
+			h.client.wants("HEADERS 3 end")
+			c.send(h)
+			h.client.wants(c.wants)
+
+			// What is registered first is done last: the connection is over by then.
+			t.Cleanup(func() {
+				if n := h.relay.large.Load(); n != h2LargeConns-1 {
+					t.Errorf("%d connections are large", n)
+				}
+			})
+			h = newH2Test(t)
+			u = h.up()
+			h.relay.large.Add(h2LargeConns - 1)
+			c.send(h)
+			if c.held {
+				h.client.content(5, true, grpcFramed("good"))
+			}
+			u.wants("HEADERS 5")
+			u.headers(5, true, ":status", "200")
+			h.client.wants("HEADERS 5 end")
+		})
+	}
+}
+
 func TestRelayPassesNoRequestOnThatWaitsWhileAnotherIsJudged(t *testing.T) {
 	h := newH2Test(t)
 	u := h.up()

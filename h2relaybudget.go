@@ -15,6 +15,34 @@ const (
 	h2FramesEarned = 16
 )
 
+// h2LargeConns is how many of a relay's connections may be large at once: what they hold, some 5 MiB each at worst, is bounded by it
+// over all clients.
+const h2LargeConns = 64
+
+// h2Large is a client's connection's part in that: a connection is large from its first header section, or the first that wait, of
+// more than h2Buffer bytes until its end. The client's pump alone uses it.
+type h2Large struct {
+	conns *atomic.Int32 // the relay's
+	is    bool
+}
+
+// grow tells whether the connection may be large.
+func (l *h2Large) grow() bool {
+	if !l.is {
+		if l.is = l.conns.Add(1) <= h2LargeConns; !l.is {
+			l.conns.Add(-1)
+		}
+	}
+	return l.is
+}
+
+// end is for the connection's end.
+func (l *h2Large) end() {
+	if l.is {
+		l.conns.Add(-1)
+	}
+}
+
 // h2Budget counts down what a client may still do. take is for one goroutine, earn may be called beside it.
 type h2Budget struct {
 	rate   int64 // each second

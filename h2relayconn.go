@@ -58,6 +58,7 @@ type h2Conn struct {
 	early      bool        // the client has acknowledged earlySettings
 	frames     *h2Budget   // of the client's frames that carry nothing
 	resets     *h2Budget   // of streams that ended without an answer
+	large      h2Large
 
 	mu      sync.Mutex // guards what follows
 	streams map[uint32]*h2Stream
@@ -94,12 +95,13 @@ type h2StreamState struct {
 	in, out      int64
 }
 
-func newH2Conn(client net.Conn, owner h2Owner) *h2Conn {
+func newH2Conn(client net.Conn, owner h2Owner, large *atomic.Int32) *h2Conn {
 	c := &h2Conn{
 		owner: owner, reader: newH2Reader(client), client: newH2Writer(client),
 		room: h2Window, streams: map[uint32]*h2Stream{}, above: math.MaxUint32, cause: h2ClientGone,
-		frames: newH2Budget(h2FrameRate), resets: newH2Budget(h2ResetRate),
+		frames: newH2Budget(h2FrameRate), resets: newH2Budget(h2ResetRate), large: h2Large{conns: large},
 	}
+	c.reader.fields.grow = c.large.grow
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	return c
 }
@@ -131,6 +133,7 @@ func (c *h2Conn) run() error {
 		h2Close(c.reader.conn)
 	}
 	c.reader.release()
+	c.large.end()
 	return c.why
 }
 

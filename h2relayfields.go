@@ -24,6 +24,7 @@ const h2PseudoFields = 5
 // than h2FieldsLimit, and tells what is wrong with it.
 type h2FieldReader struct {
 	decoder *hpack.Decoder
+	grow    func() bool         // asked about a section of more than h2Buffer bytes; nil for an upstream's, which are bounded by the requests
 	fields  []hpack.HeaderField // valid until the next section
 	size    uint32
 	large   bool   // more than h2FieldsLimit; fields is incomplete
@@ -61,6 +62,10 @@ func (r *h2Reader) section(head http2.FrameHeader) (h2Section, error) {
 		encoded += len(fragment)
 		if encoded > 2*h2FieldsLimit || n > h2Fragments {
 			return s, &h2ConnError{http2.ErrCodeEnhanceYourCalm, "a header section without an end"}
+		}
+		// The decoder keeps what it has of a field that is not whole.
+		if encoded > h2Buffer && !f.mayGrow() {
+			return s, &h2ConnError{http2.ErrCodeEnhanceYourCalm, "a large header section, beside those of too many other connections"}
 		}
 		if _, err := f.decoder.Write(fragment); err != nil {
 			return s, &h2ConnError{http2.ErrCodeCompression, "a header section that cannot be decoded"}
@@ -115,7 +120,7 @@ func (r *h2Reader) continuation() (fragment []byte, whole bool, err error) {
 // add is told each field by the decoder.
 func (f *h2FieldReader) add(field hpack.HeaderField) {
 	f.size += field.Size()
-	if f.large = f.large || f.size > h2FieldsLimit; f.large || f.fault != "" {
+	if f.large = f.large || f.size > h2FieldsLimit || f.size > h2Buffer && !f.mayGrow(); f.large || f.fault != "" {
 		return
 	}
 	pseudo := strings.HasPrefix(field.Name, ":")
@@ -136,6 +141,8 @@ func (f *h2FieldReader) add(field hpack.HeaderField) {
 	f.regular = f.regular || !pseudo
 	f.fields = append(f.fields, field)
 }
+
+func (f *h2FieldReader) mayGrow() bool { return f.grow == nil || f.grow() }
 
 // shed lets go of a section that was large, so that a connection that is idle holds little.
 func (f *h2FieldReader) shed() {

@@ -11,7 +11,7 @@ import (
 
 // What the relay itself refuses requests for; 8 is RESOURCE_EXHAUSTED, 13 INTERNAL, 14 UNAVAILABLE.
 var (
-	errLargeFields = &h2Refusal{8, "the header section is larger than 1 MiB"}
+	errLargeFields = &h2Refusal{8, "the header section is larger than 1 MiB, or than 64 KiB while many connections have had such"}
 	errManyFields  = &h2Refusal{8, "too many header sections wait for the upstream"}
 	errUndecided   = &h2Refusal{13, "no decision"}
 	errLost        = &h2Refusal{14, "the connection to the upstream is lost"}
@@ -41,7 +41,7 @@ func (c *h2Conn) consider(s *h2Stream) {
 	c.heldFields += s.size
 	s.fields = slices.Clone(s.fields)
 	c.queue = append(c.queue, s)
-	if c.heldFields > h2HeldFields {
+	if c.heldFields > h2HeldFields || c.heldFields > h2Buffer && !c.large.grow() {
 		c.refuse(s, errManyFields)
 		return
 	}
