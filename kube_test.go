@@ -273,6 +273,8 @@ func TestDoorRefusesWhatIsNoRequestOfAContainer(t *testing.T) {
 		{"cross-site fetch", "GET /api\r\nSec-Fetch-Site: cross-site", 403, "door: cross-site"},
 		{"same-site fetch", "GET /api\r\nSec-Fetch-Site: same-site", 403, "door: cross-site"},
 		{"same-origin fetch", "GET /api\r\nSec-Fetch-Site: same-origin", 200, ""},
+		{"a browser that does not say", "GET /api\r\nUser-Agent: Mozilla/5.0 (X11; Linux x86_64)", 403, "door: cross-site"},
+		{"a browser that says none", "GET /api\r\nUser-Agent: Mozilla/5.0 (X11; Linux x86_64)\r\nSec-Fetch-Site: none", 200, ""},
 		{"cross-site WebSocket", "GET /api/v1/secrets?watch=1\r\nOrigin: https://evil.example\r\nConnection: Upgrade\r\nUpgrade: websocket", 403, "door: cross-site"},
 		{"absolute-form", "GET http://ADDR/api", 400, "door: target"},
 		{"CONNECT", "CONNECT kubernetes:443", 403, "door: host"},

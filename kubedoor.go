@@ -27,8 +27,8 @@ func (d kubeDoor) admit(r *http.Request) *refusal {
 	switch {
 	case !d.ours(r.Host):
 		return denied(http.StatusForbidden, "door: host", "the Host of the request is not a name of this host: use the server of the kubeconfig that muxproxy wrote")
-	case !sameSite(r):
-		return denied(http.StatusForbidden, "door: cross-site", "requests of web pages of another site are refused (Origin, Sec-Fetch-Site)")
+	case !sameSite(r) || d.blind(r):
+		return denied(http.StatusForbidden, "door: cross-site", "requests of web pages of another site are refused (Origin, Sec-Fetch-Site), and those of a browser on this host that does not say: use the name localhost")
 	case r.Method == http.MethodConnect || r.RequestURI == "" || r.RequestURI[0] != '/':
 		return denied(http.StatusBadRequest, "door: target", "this port takes requests in origin-form only (GET /api …): put its name into NO_PROXY")
 	case !validLine(r):
@@ -75,6 +75,13 @@ func sameSite(r *http.Request) bool {
 		}
 	}
 	return true
+}
+
+// blind tells whether r comes from a browser on this very host that says nothing of the page behind it: to an address that is not
+// loopback, over http, Sec-Fetch-Site is not sent (Fetch Metadata §2, potentially trustworthy URLs), and a GET of no-cors has no
+// Origin. Such a page cannot change the User-Agent. A browser in a container has nothing to gain: no page there is another's.
+func (d kubeDoor) blind(r *http.Request) bool {
+	return len(r.Header["Sec-Fetch-Site"]) == 0 && strings.HasPrefix(r.UserAgent(), "Mozilla/") && d.local(r.RemoteAddr)
 }
 
 // upgradeOf gives the protocol that r wants to change to, "" for none.
