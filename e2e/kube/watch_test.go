@@ -14,8 +14,8 @@ import (
 
 const (
 	watches = 300
-	// half a minute, in which each watch gets a hundred events.
-	watchFor   = 30 * time.Second
+	// a minute, in which each watch gets two hundred events.
+	watchFor   = time.Minute
 	eventEvery = 300 * time.Millisecond
 )
 
