@@ -102,14 +102,15 @@ func download(ctx context.Context, conn *grpc.ClientConn, message []byte, count 
 
 // line is one line of the audit log.
 type line struct {
-	ID, Plane, Context, Method, Host, Decision, Error string
-	Open                                              bool
-	Injected                                          bool `json:"auth_injected"`
-	Status                                            *int `json:"grpc_status"`
-	Nodes                                             []string
-	In                                                int64   `json:"bytes_in"`
-	Out                                               int64   `json:"bytes_out"`
-	Duration                                          float64 `json:"duration_ms"`
+	ID, Plane, Client, Context, Method, Host, Decision, Error string
+
+	Open     bool
+	Injected bool `json:"auth_injected"`
+	Status   *int `json:"grpc_status"`
+	Nodes    []string
+	In       int64   `json:"bytes_in"`
+	Out      int64   `json:"bytes_out"`
+	Duration float64 `json:"duration_ms"`
 }
 
 // grpc is the status, -1 where the line has none.

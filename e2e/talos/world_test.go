@@ -25,6 +25,7 @@ const (
 	labSilent        = "127.78.0.34" // accepts and says nothing
 	agingEndpoint    = "127.78.0.50" // sends GOAWAY every two seconds
 	restartsEndpoint = "127.78.0.60" // is stopped and started by tests
+	frozenEndpoint   = "127.78.0.70" // is cut off
 )
 
 // nodes are what the clusters have. The second context names both.
@@ -54,11 +55,12 @@ func TestAll(t *testing.T) {
 	w.startClusters(t)
 	w.writeTalosconfig(t)
 	w.startDaemon(t)
-	q := w.startQuiet(t)
+	q, h := w.startQuiet(t), w.startHalfOpen(t)
 	for _, c := range cases {
 		t.Run(c.name, func(t *testing.T) { c.run(t, w) })
 	}
 	t.Run("a stream survives 45 s of quiet", func(t *testing.T) { q.check(t, w) })
+	t.Run("who is gone without a word is noticed", func(t *testing.T) { h.check(t, w) })
 	t.Run("no credential was ever seen", w.searchEverything)
 }
 
@@ -96,6 +98,7 @@ func (w *world) startClusters(t *testing.T) {
 	}
 	serve(t, w.prod, prodEndpoint, apid.EndpointOptions{})
 	serve(t, w.prod, agingEndpoint, apid.EndpointOptions{MaxConnectionAge: 2 * time.Second})
+	serve(t, w.prod, frozenEndpoint, apid.EndpointOptions{})
 	w.restarts = serve(t, w.prod, restartsEndpoint, apid.EndpointOptions{})
 	serve(t, w.lab, labRejects, apid.EndpointOptions{Reject: true})
 	serve(t, w.lab, labGood, apid.EndpointOptions{})
@@ -164,7 +167,7 @@ func (w *world) contexts() []apid.Context {
 	omni := apid.Context{Name: "omni", Endpoints: []string{"https://omni.example.com:443"}, Extra: "        auth:\n            siderov1:\n                identity: a@example.com\n"}
 	return []apid.Context{
 		prod("prod", prodEndpoint), prod("strict", prodEndpoint), prod("secrets", prodEndpoint), prod("full", prodEndpoint), prod("reader", prodEndpoint),
-		prod("aging", net.JoinHostPort(agingEndpoint, "50000")), prod("restarts", restartsEndpoint),
+		prod("aging", net.JoinHostPort(agingEndpoint, "50000")), prod("restarts", restartsEndpoint), prod("frozen", frozenEndpoint),
 		lab("lab", labDead, labRejects, labGood), lab("slow", labSilent, labGood), lab("dead", labDead, labRejects), omni,
 	}
 }
