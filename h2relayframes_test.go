@@ -322,7 +322,7 @@ func TestRelayTellsOfALostUpstream(t *testing.T) {
 	}
 	u.conn.Close()
 	h.client.wants(
-		"HEADERS 1 end grpc-status=14 grpc-message=the connection to the upstream is lost", "RST_STREAM 1 NO_ERROR",
+		"HEADERS 1 end grpc-status=14 grpc-message=muxproxy: the connection to the upstream is lost", "RST_STREAM 1 NO_ERROR",
 		"HEADERS 3 end :status=200 content-type=application/grpc grpc-status=14",
 		"RST_STREAM 5 INTERNAL_ERROR", "RST_STREAM 7 REFUSED_STREAM", "RST_STREAM 9 REFUSED_STREAM", "GOAWAY 9 NO_ERROR")
 	h.ends("/1 5 14 0 0", "/3 5 14 0 0", "/5 5 -1 0 0", "/held 5 -1 0 0", "/9 5 -1 0 0")

@@ -11,10 +11,10 @@ import (
 
 // What the relay itself refuses requests for; 8 is RESOURCE_EXHAUSTED, 13 INTERNAL, 14 UNAVAILABLE.
 var (
-	errLargeFields = &h2Refusal{8, "the header section is larger than 1 MiB, or than 64 KiB while many connections have had such"}
-	errManyFields  = &h2Refusal{8, "too many header sections wait for the upstream"}
-	errUndecided   = &h2Refusal{13, "no decision"}
-	errLost        = &h2Refusal{14, "the connection to the upstream is lost"}
+	errLargeFields = &h2Refusal{8, "muxproxy: the header section is larger than 1 MiB, or than 64 KiB while many connections have had such"}
+	errManyFields  = &h2Refusal{8, "muxproxy: too many header sections wait for the upstream"}
+	errUndecided   = &h2Refusal{13, "muxproxy: no decision"}
+	errLost        = &h2Refusal{14, "muxproxy: the connection to the upstream is lost"}
 )
 
 // consider has a new request judged, and sent or kept. flow is held.

@@ -37,6 +37,8 @@ func (w *world) startHalfOpen(t *testing.T) *halfOpen {
 		d := net.Dialer{LocalAddr: &net.TCPAddr{IP: net.ParseIP(halfOpenClient)}}
 		return d.DialContext(ctx, "tcp4", address)
 	}))
+	// Bytes that are not acknowledged yet would be sent again for a quarter of an hour; kernels delay an ACK by 40 ms.
+	<-time.After(200 * time.Millisecond)
 	for _, host := range []string{frozenEndpoint, halfOpenClient} {
 		for _, end := range []string{"--source", "--destination"} {
 			if out, err := exec.Command("iptables", "--insert", "OUTPUT", end, host, "--jump", "DROP").CombinedOutput(); err != nil {

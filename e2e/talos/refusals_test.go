@@ -28,11 +28,12 @@ func testRefusals(t *testing.T, w *world) {
 		{"read-only: 3 MB", config3MB + `talosctl --context strict apply-config -f mc.yaml`, "", []string{refused, "ApplyConfiguration"}},
 		{"read-only: etcd snapshot", `talosctl --context strict etcd snapshot db`, "", []string{refused}},
 		{"no-secrets: read", `talosctl --context secrets read /etc/os-release`, "", []string{refused, "/machine.MachineService/Read"}},
+		{"no-secrets: apply-config", `talosctl --context secrets apply-config --mode no-reboot -f <(echo version: v1alpha1)`, "ApplyConfiguration", []string{refused, `access = "no-secrets"`}},
 		{"no-secrets: etcd snapshot", `talosctl --context secrets etcd snapshot db`, "", []string{refused}},
 	}
 	allowed := []string{
 		`talosctl --context strict version`, `talosctl --context strict dmesg`, `talosctl --context strict get hostname`,
-		`talosctl --context secrets apply-config --mode no-reboot -f <(echo version: v1alpha1)`, `talosctl --context full kubeconfig --merge=false k && grep -c client-key-data k`,
+		`talosctl --context secrets dmesg`, `talosctl --context secrets services`, `talosctl --context full kubeconfig --merge=false k && grep -c client-key-data k`,
 	}
 	var scripts []string
 	for _, tt := range tests {
