@@ -20,6 +20,7 @@ const (
 )
 
 func TestManyWatchesSeeEachEventInOrderAndLeaveNothingBehind(t *testing.T) {
+	t.Parallel()
 	d := openDoor(t, nil, "")
 	namespace := newNamespace(t)
 	create(t, namespace, "watched", "0")

@@ -21,7 +21,7 @@ func testRefusals(t *testing.T, w *world) {
 		{"a sensitive resource", `talosctl get machineconfig`, "", []string{refused, "MachineConfigs.config.talos.dev"}},
 		{"a sensitive resource by its name", `talosctl get OSRootSecrets.secrets.talos.dev os -o yaml`, "cosi.resource.State/Get", []string{refused}},
 		{"read-only: a unary call", `talosctl --context strict reboot --wait=false`, "Reboot", []string{refused, "/machine.MachineService/Reboot"}},
-		{"read-only: reboot --wait", `talosctl --context strict reboot --wait --timeout 10s`, "Reboot", []string{"muxproxy: "}},
+		{"read-only: reboot --wait", `talosctl --context strict reboot --wait --timeout 4s`, "Reboot", []string{"muxproxy: "}},
 		{"read-only: a server stream", `talosctl --context strict read /etc/os-release`, "", []string{refused, "/machine.MachineService/Read"}},
 		{"read-only: cp", `talosctl --context strict cp /etc x`, "Copy", []string{refused}},
 		{"read-only: a client stream", `talosctl --context lab -n 10.5.0.2 etcd snapshot db; talosctl --context strict bootstrap --recover-from db`, "EtcdRecover", []string{refused, "/machine.MachineService/EtcdRecover"}},
