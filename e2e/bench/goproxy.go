@@ -23,9 +23,10 @@ type proxyParameters struct {
 	Roots         string   // file: what the origin's certificate is verified against
 	Token         string   // set as "Authorization: Bearer TOKEN"
 	Tunneled      []string // authorities that are not intercepted
+	Idle          int      // connections to the origin that are kept; 0 is net/http's default, 2
 }
 
-// poolSize is how many idle connections to the origin the opponents keep: as many as muxproxy does.
+// poolSize is how many idle connections to the origin most opponents keep: as many as muxproxy does.
 const poolSize = 128
 
 // transport is the opponents' way to the origin: HTTP/1.1, as muxproxy's.
@@ -36,7 +37,7 @@ func (p proxyParameters) transport() (*http.Transport, error) {
 	}
 	return &http.Transport{
 		TLSClientConfig:     &tls.Config{RootCAs: roots},
-		MaxIdleConnsPerHost: poolSize,
+		MaxIdleConnsPerHost: p.Idle,
 		IdleConnTimeout:     90 * time.Second,
 		DisableCompression:  true,
 	}, nil

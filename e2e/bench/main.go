@@ -7,11 +7,13 @@
 //
 //   - muxproxy: the real program, built from this checkout, with its audit log on;
 //   - goproxy: github.com/elazarl/goproxy with its certificate store, HTTP/2 and a pool of connections to the origin;
+//   - stock: goproxy with the pool that it has where nobody sets one, of two idle connections;
 //   - net/http: the same job made of net/http's server and httputil.ReverseProxy;
+//   - bare: a relay that ends TLS on both sides and copies what is inside: the floor. Its clients send the credential themselves;
 //   - mitmproxy: Debian's mitmdump, where it is installed, in two rounds and a few rows;
 //   - direct: no proxy.
 //
-// Every proxy ends TLS for the origin's ports with a leaf of its own CA, sets "Authorization: Bearer …" on each request
+// Every other proxy ends TLS for the origin's ports with a leaf of its own CA, sets "Authorization: Bearer …" on each request
 // and sends it on over TLS that it verifies; the origin answers 401 to any other request, and a wrong answer ends the run. None but
 // muxproxy has rules, an address guard or an audit log.
 //
@@ -97,6 +99,7 @@ var roles = measure.Roles{
 	"load":    measure.Role(serveLoad),
 	"goproxy": measure.Role(serveGoproxy),
 	"reverse": measure.Role(serveReverse),
+	"bare":    measure.Role(serveBare),
 }
 
 // run is the program.

@@ -33,11 +33,11 @@ func measurements() []*measurement {
 		requests(16, &measure.Row{Name: "requests/s, 16 connections", Unit: "1/s", Against: "goproxy", Least: 1.6},
 			&measure.Row{Name: "CPU a request, 16 connections", Unit: "µs", Digits: 1, Against: "goproxy", Most: 0.6}),
 		requests(64, &measure.Row{Name: "requests/s, 64 connections", Unit: "1/s", Against: "goproxy", Least: 1.6}),
-		connections(false, "", &measure.Row{Name: "new connection, full handshake", Unit: "1/s", Against: "goproxy", Least: 1.1}),
-		connections(true, "mitmproxy", &measure.Row{Name: "new connection, resumed", Unit: "1/s", Against: "goproxy", Least: 1.3}),
+		connections(false, "bare", &measure.Row{Name: "new connection, full handshake", Unit: "1/s", Against: "goproxy", Least: 1.1}),
+		connections(true, "bare mitmproxy", &measure.Row{Name: "new connection, resumed", Unit: "1/s", Against: "goproxy", Least: 1.3}),
 		{
 			rows:   []*measure.Row{{Name: "HTTP/2 requests/s, 16 streams", Unit: "1/s", Against: "goproxy", Least: 1.2}},
-			leaves: "mitmproxy", measure: (*world).streams,
+			leaves: "bare mitmproxy", measure: (*world).streams,
 		},
 		transfer("download", false, &measure.Row{Name: "intercepted bulk, download", Unit: "MB/s", Against: "goproxy", Least: 1}),
 		transfer("upload", false, &measure.Row{Name: "intercepted bulk, upload", Unit: "MB/s", Against: "goproxy", Least: 1}),
@@ -45,15 +45,15 @@ func measurements() []*measurement {
 		transfer("upload", true, &measure.Row{Name: "tunnel bulk, upload", Unit: "MB/s", Against: "goproxy", Least: 1}),
 		{
 			rows:   []*measure.Row{{Name: "a fresh curl, 40 ms away, warm", Unit: "ms", Digits: 1, Against: "direct", Faster: true, Least: 2}},
-			leaves: "mitmproxy", measure: (*world).curl,
+			leaves: "bare mitmproxy", measure: (*world).curl,
 		},
 		{
 			rows:   []*measure.Row{{Name: "latency added to an SSE event", Unit: "µs", Against: "goproxy", Added: true, Most: 1}},
-			leaves: "mitmproxy", measure: (*world).events,
+			leaves: "bare mitmproxy", measure: (*world).events,
 		},
 		{
 			rows:   []*measure.Row{{Name: "RSS per idle connection", Unit: "KiB", Digits: 1, Against: "goproxy", Most: 0.75}},
-			leaves: "mitmproxy direct", measure: (*world).idleRSS,
+			leaves: "bare mitmproxy direct", measure: (*world).idleRSS,
 		},
 	}
 }
@@ -152,7 +152,11 @@ func (w *world) streams(c *contender) (sample, error) {
 
 // transfer measures the rate of one long transfer, through an intercepted connection or a tunnel.
 func transfer(kind string, tunnel bool, r *measure.Row) *measurement {
-	return &measurement{rows: []*measure.Row{r}, leaves: "mitmproxy", measure: func(w *world, c *contender) (sample, error) {
+	leaves := "mitmproxy"
+	if tunnel {
+		leaves = "bare mitmproxy"
+	}
+	return &measurement{rows: []*measure.Row{r}, leaves: leaves, measure: func(w *world, c *contender) (sample, error) {
 		j := w.job(kind, c)
 		j.Bytes = w.bulk
 		if tunnel {

@@ -136,7 +136,9 @@ func (w *world) addContenders() error {
 		CACert: w.path("ca.pem"), CAKey: w.path("ca-key.pem"), Roots: w.path("root.pem"),
 		Token: w.token, Tunneled: []string{w.tunneled},
 	}
-	opponent := func(role string) func() (*measure.Process, string, error) {
+	opponent := func(role string, idle int) func() (*measure.Process, string, error) {
+		p := p
+		p.Idle = idle
 		return func() (*measure.Process, string, error) {
 			process, err := measure.StartRole(w.ctx, role, p)
 			if err != nil {
@@ -147,13 +149,15 @@ func (w *world) addContenders() error {
 	}
 	w.contenders = []*contender{
 		{name: "muxproxy", start: w.startMuxproxy, roots: []string{w.path("muxproxy-ca.pem")}},
-		{name: "goproxy", start: opponent("goproxy"), roots: []string{p.CACert}},
-		{name: "net/http", start: opponent("reverse"), roots: []string{p.CACert}},
+		{name: "goproxy", start: opponent("goproxy", poolSize), roots: []string{p.CACert}},
+		{name: "stock", start: opponent("goproxy", 0), roots: []string{p.CACert}},
+		{name: "net/http", start: opponent("reverse", poolSize), roots: []string{p.CACert}},
+		{name: "bare", start: opponent("bare", 0), token: w.token, roots: []string{p.CACert}},
 		{name: "direct", token: w.token, roots: []string{p.Roots}},
 	}
 	if _, err := exec.LookPath("mitmdump"); err == nil && !w.short {
 		m := &contender{name: "mitmproxy", rounds: 2, start: w.startMitmproxy, roots: []string{w.path("mitmproxy/mitmproxy-ca-cert.pem")}}
-		w.contenders = slices.Insert(w.contenders, 3, m)
+		w.contenders = slices.Insert(w.contenders, 4, m)
 	}
 	w.contenders = slices.DeleteFunc(w.contenders, func(c *contender) bool { return !w.with.MatchString(c.name) })
 	for _, c := range w.contenders {
