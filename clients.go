@@ -71,6 +71,9 @@ const (
 	maxRefusedStreams = 1024
 )
 
+// maxStreams is how many that is: each may take a socket to an upstream, of which there are fewer where few files may be open.
+func (c *clients) maxStreams() int { return min(maxClientStreams, c.maxConns) }
+
 // beginStream counts a stream in and gives how many addr has now; endStream follows in any case.
 func (c *clients) beginStream(addr netip.Addr) int {
 	c.mu.Lock()

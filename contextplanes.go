@@ -25,12 +25,13 @@ type contextPlanes struct {
 
 // contextPlanesOptions is what openContextPlanes needs besides a config. The commands, which serve nothing, give log alone.
 type contextPlanesOptions struct {
-	audit *auditLog
-	log   *slog.Logger
-	leaf  func(host string) (*tls.Certificate, error)
-	local func(host string) bool
-	env   *httpproxy.Config // upstream proxies; nil: none
-	guard guard             // for our own ports and addresses
+	clients *clients
+	audit   *auditLog
+	log     *slog.Logger
+	leaf    func(host string) (*tls.Certificate, error)
+	local   func(host string) bool
+	env     *httpproxy.Config // upstream proxies; nil: none
+	guard   guard             // for our own ports and addresses
 }
 
 // openContextPlanes reads the host's kubeconfig and talosconfig. It opens no port, makes no connection and runs no plugin.
@@ -57,6 +58,7 @@ func (i *invocation) openContextPlanes(c *config, o contextPlanesOptions) (*cont
 		dockerHost: c.dockerHost,
 		port:       c.talosPort,
 		leaf:       o.leaf,
+		clients:    o.clients,
 		audit:      o.audit,
 		log:        o.log,
 		now:        time.Now,

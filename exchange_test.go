@@ -9,8 +9,10 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/http/httptrace"
 	"net/textproto"
+	"net/url"
 	"runtime"
 	"strings"
 	"sync"
@@ -701,5 +703,28 @@ func TestHealthAnswersOnlyToOurOwnHost(t *testing.T) {
 			t.Errorf("%q: %s", c.request, res.Status)
 		}
 		conn.Close()
+	}
+}
+
+func TestTRACEIsRefusedWhereAnUpstreamProxyWouldShowItsCredential(t *testing.T) {
+	echo := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { r.Header.Write(w) }))
+	defer echo.Close()
+	via, err := url.Parse(echo.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	via.User = url.UserPassword("operator", "upstream-canary")
+	p := newTestProxy(t, newPlainOrigin(t), testProxyOptions{})
+	p.policy.Load().plain.dialer.proxy = func(*url.URL) (*url.URL, error) { return via, nil }
+	for method, code := range map[string]int{"TRACE": 403, "GET": 200} {
+		conn, err := dialProxy(p)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		res, text := exchangeRaw(t, conn, method+" http://93.184.215.14/ HTTP/1.1\r\nHost: 93.184.215.14\r\nMax-Forwards: 0\r\n\r\n")
+		if res.StatusCode != code || strings.Contains(text, "Basic ") != (code == 200) {
+			t.Errorf("%s: %s %q", method, res.Status, text)
+		}
 	}
 }

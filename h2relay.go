@@ -9,7 +9,6 @@ import (
 	"runtime/debug"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"golang.org/x/net/http2"
@@ -21,8 +20,8 @@ import (
 // where it goes, is decided by the h2Owner of each connection. The zero value is ready; all methods may be called at once.
 type h2Relay struct {
 	serving sync.WaitGroup
-	large   atomic.Int32 // connections: see h2Large
-	mu      sync.Mutex   // guards what follows
+	large   h2LargeConns
+	mu      sync.Mutex // guards what follows
 	conns   map[*h2Conn]struct{}
 	closed  bool // by shutdown
 }

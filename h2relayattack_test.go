@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -222,7 +223,9 @@ func TestLargeHeaderSectionsAreBoundedOverAllConnections(t *testing.T) {
 		t.Run(c.name, func(t *testing.T) {
 			h := newH2Test(t)
 			u := h.up()
-			h.relay.large.Add(h2LargeConns)
+			for i := range h2LargeMost {
+				h.relay.large.add(strconv.Itoa(i))
+			}
 			small := strings.Repeat("s", h2Buffer-1000)
 			h.client.request(3, true, "/3", "small", small)
 			u.wants("HEADERS 3 end")
@@ -233,13 +236,15 @@ func TestLargeHeaderSectionsAreBoundedOverAllConnections(t *testing.T) {
 
 			// What is registered first is done last: the connection is over by then.
 			t.Cleanup(func() {
-				if n := h.relay.large.Load(); n != h2LargeConns-1 {
+				if n := h.relay.large.all; n != h2LargeMost-1 {
 					t.Errorf("%d connections are large", n)
 				}
 			})
 			h = newH2Test(t)
 			u = h.up()
-			h.relay.large.Add(h2LargeConns - 1)
+			for i := range h2LargeMost - 1 {
+				h.relay.large.add(strconv.Itoa(i))
+			}
 			c.send(h)
 			if c.held {
 				h.client.content(5, true, grpcFramed("good"))
@@ -248,6 +253,21 @@ func TestLargeHeaderSectionsAreBoundedOverAllConnections(t *testing.T) {
 			u.headers(5, true, ":status", "200")
 			h.client.wants("HEADERS 5 end")
 		})
+	}
+}
+
+func TestOneHostHasOnlyAPartOfTheLargeConnections(t *testing.T) {
+	var l h2LargeConns
+	for l.add("evil") {
+	}
+	if l.all != h2LargeOfHost || !l.add("other") {
+		t.Errorf("%d of one host, another: %t", l.all, l.byHost["other"] == 1)
+	}
+	for range h2LargeOfHost {
+		l.remove("evil")
+	}
+	if l.all != 1 || len(l.byHost) != 1 {
+		t.Errorf("left: %d, %v", l.all, l.byHost)
 	}
 }
 

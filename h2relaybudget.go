@@ -1,6 +1,7 @@
 package main
 
 import (
+	"sync"
 	"sync/atomic"
 	"time"
 )
@@ -15,31 +16,63 @@ const (
 	h2FramesEarned = 16
 )
 
-// h2LargeConns is how many of a relay's connections may be large at once: what they hold, some 5 MiB each at worst, is bounded by it
-// over all clients.
-const h2LargeConns = 64
+// How many of a relay's connections may be large at once, over all clients and of one host: what they hold, some 5 MiB each at worst, is
+// bounded by it.
+const (
+	h2LargeMost   = 64
+	h2LargeOfHost = 16
+)
+
+// h2LargeConns counts them. The zero value is ready; it may be used by all connections at once.
+type h2LargeConns struct {
+	mu     sync.Mutex
+	all    int            // guarded by mu
+	byHost map[string]int // guarded by mu
+}
+
+// add counts a connection of host in, if there is room.
+func (l *h2LargeConns) add(host string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.all == h2LargeMost || l.byHost[host] == h2LargeOfHost {
+		return false
+	}
+	if l.byHost == nil {
+		l.byHost = map[string]int{}
+	}
+	l.all++
+	l.byHost[host]++
+	return true
+}
+
+// remove counts it out.
+func (l *h2LargeConns) remove(host string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.all--
+	if l.byHost[host]--; l.byHost[host] == 0 {
+		delete(l.byHost, host)
+	}
+}
 
 // h2Large is a client's connection's part in that: a connection is large from its first header section, or the first that wait, of
 // more than h2Buffer bytes until its end. The client's pump alone uses it.
 type h2Large struct {
-	conns *atomic.Int32 // the relay's
+	conns *h2LargeConns // the relay's
+	host  string        // of the client
 	is    bool
 }
 
 // grow tells whether the connection may be large.
 func (l *h2Large) grow() bool {
-	if !l.is {
-		if l.is = l.conns.Add(1) <= h2LargeConns; !l.is {
-			l.conns.Add(-1)
-		}
-	}
+	l.is = l.is || l.conns.add(l.host)
 	return l.is
 }
 
 // end is for the connection's end.
 func (l *h2Large) end() {
 	if l.is {
-		l.conns.Add(-1)
+		l.conns.remove(l.host)
 	}
 }
 

@@ -95,15 +95,24 @@ type h2StreamState struct {
 	in, out      int64
 }
 
-func newH2Conn(client net.Conn, owner h2Owner, large *atomic.Int32) *h2Conn {
+func newH2Conn(client net.Conn, owner h2Owner, large *h2LargeConns) *h2Conn {
 	c := &h2Conn{
 		owner: owner, reader: newH2Reader(client), client: newH2Writer(client),
 		room: h2Window, streams: map[uint32]*h2Stream{}, above: math.MaxUint32, cause: h2ClientGone,
-		frames: newH2Budget(h2FrameRate), resets: newH2Budget(h2ResetRate), large: h2Large{conns: large},
+		frames: newH2Budget(h2FrameRate), resets: newH2Budget(h2ResetRate), large: h2Large{conns: large, host: hostOf(client.RemoteAddr())},
 	}
 	c.reader.fields.grow = c.large.grow
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	return c
+}
+
+// hostOf gives addr without its port.
+func hostOf(addr net.Addr) string {
+	host, _, err := net.SplitHostPort(addr.String())
+	if err != nil {
+		return addr.String()
+	}
+	return host
 }
 
 // run relays until the connection is over.
@@ -111,6 +120,7 @@ func (c *h2Conn) run() error {
 	keepH2Alive(c.reader.conn, false)
 	c.watchIdle()
 	defer c.idle.Stop()
+	defer c.large.end()
 	err := guarded(c.relayClient)
 	fault, broken := err.(*h2ConnError)
 	if _, failed := err.(*h2Fault); failed {
@@ -133,7 +143,6 @@ func (c *h2Conn) run() error {
 		h2Close(c.reader.conn)
 	}
 	c.reader.release()
-	c.large.end()
 	return c.why
 }
 

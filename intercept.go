@@ -263,16 +263,13 @@ func (s *intercepted) serveHTTP2(w http.ResponseWriter, r *http.Request) {
 // excess refuses a stream beyond what its client address may have at once, now streams, and a header section with more fields
 // than HTTP/1.1 lets through. Far beyond, the stream is reset: nothing waits for the client to read an answer.
 func (s *intercepted) excess(streams int, r *http.Request) *refusal {
-	fields := 0
-	for _, values := range r.Header {
-		fields += len(values)
-	}
+	most := s.i.p.clients.maxStreams()
 	switch {
-	case streams > maxClientStreams+maxRefusedStreams:
+	case streams > most+maxRefusedStreams:
 		return &refusal{decision: decisionDenied, cause: "stream limit"}
-	case streams > maxClientStreams:
+	case streams > most:
 		return denied(http.StatusTooManyRequests, "stream limit", "too many requests at once from this container: wait for some to end")
-	case fields > headLines:
+	case fieldCount(r.Header) > headLines:
 		return denied(http.StatusRequestHeaderFieldsTooLarge, "malformed request", "the header section has more than 500 fields")
 	}
 	return nil

@@ -265,6 +265,8 @@ func TestDoorRefusesWhatIsNoRequestOfAContainer(t *testing.T) {
 		{"docker's name", "GET /api\r\nHost: host.docker.internal:18081", 200, ""},
 		{"its name in upper case", "GET /api\r\nHost: HOST.docker.internal", 200, ""},
 		{"podman's name", "GET /api\r\nHost: host.containers.internal:1", 200, ""},
+		{"500 fields and more", "GET /api" + strings.Repeat("\r\nx: ", 501), 431, "door: header"},
+		{"ten thousand parameters", "GET /api/v1/pods?watch=1" + strings.Repeat("&", 10_000), 400, "door: target"},
 		{"cross-site page", "GET /api\r\nOrigin: https://evil.example", 403, "door: cross-site"},
 		{"sandboxed page", "GET /api\r\nOrigin: null", 403, "door: cross-site"},
 		{"another port", "GET /api\r\nOrigin: http://127.0.0.1:1", 403, "door: cross-site"},

@@ -224,6 +224,8 @@ func TestSecretsOfTheTokenTypeAreFoundInAnyDisguise(t *testing.T) {
 		{"in YAML", post + yaml + "\r\n\r\ntype: " + token, false},
 		{"in YAML, quoted and escaped", post + yaml + "\r\n\r\n\"t\\x79pe\": \"kubernetes.io/service-\\x61ccount-token\"", false},
 		{"in YAML, folded", post + yaml + "\r\n\r\ntype: \"kubernetes.io/service-\\\n  account-token\"", false},
+		{"in YAML with directives", post + yaml + "\r\n\r\n%TAG !a a\n--- a", false},
+		{"in YAML with directives behind a line", post + yaml + "\r\n\r\n# x\n%YAML 1.2\n--- a", false},
 		{"in YAML behind a comment", post + yaml + "\r\n\r\n# type: Opaque\n# x\ntype: " + token, false},
 		{"in YAML, anchored", post + yaml + "\r\n\r\nmetadata: {name: a, labels: {x: &t \"kubernetes.io/service\\u002daccount-token\"}}\ntype: *t", false},
 		{"in YAML, merged", post + yaml + "\r\n\r\n<<: {type: \"kubernetes.io/service\\u002daccount-token\"}", false},

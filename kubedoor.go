@@ -25,6 +25,11 @@ type kubeDoor struct {
 // admit judges the request itself; nil lets it in.
 func (d kubeDoor) admit(r *http.Request) *refusal {
 	switch {
+	case fieldCount(r.Header) > headLines:
+		clear(r.Header) // a client that does not read the refusal shall not have them kept
+		return denied(http.StatusRequestHeaderFieldsTooLarge, "door: header", "the header section has more than 500 fields")
+	case strings.Count(r.RequestURI, "&") >= maxParameters:
+		return denied(http.StatusBadRequest, "door: target", "the query has more parameters than net/url reads")
 	case !d.ours(r.Host):
 		return denied(http.StatusForbidden, "door: host", "the Host of the request is not a name of this host: use the server of the kubeconfig that muxproxy wrote")
 	case !sameSite(r) || d.blind(r):
@@ -45,6 +50,17 @@ func (d kubeDoor) admit(r *http.Request) *refusal {
 		}
 	}
 	return admitUpgrade(r)
+}
+
+// maxParameters is from how many parameters on net/url gives none of those behind: an API server built with another Go may see them.
+const maxParameters = 10_000
+
+// fieldCount counts the field lines of a header section: each costs more than its bytes.
+func fieldCount(h http.Header) (n int) {
+	for _, values := range h {
+		n += len(values)
+	}
+	return n
 }
 
 // ours tells whether a Host field names this host, whatever its port.

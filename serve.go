@@ -118,7 +118,7 @@ func (d *daemon) writeTrust(c *config) error {
 // openContexts opens the planes of the host's contexts, and the port of each that has something to serve.
 func (d *daemon) openContexts(c *config, n *networks, env *httpproxy.Config, clients *clients) (err error) {
 	d.contexts, err = d.openContextPlanes(c, contextPlanesOptions{
-		audit: d.audit, log: d.log, leaf: d.ca.leaf, local: d.isLocal, env: env, guard: d.guard(c),
+		clients: clients, audit: d.audit, log: d.log, leaf: d.ca.leaf, local: d.isLocal, env: env, guard: d.guard(c),
 	})
 	if err != nil {
 		return err

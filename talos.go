@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"net/netip"
 	"net/url"
 	"runtime/debug"
 	"sync"
@@ -21,6 +22,7 @@ type talosPlaneOptions struct {
 	dockerHost string              // whose leaf is served
 	port       uint16              // that containers dial
 	leaf       func(host string) (*tls.Certificate, error)
+	clients    *clients // whose RPCs are bounded
 	audit      *auditLog
 	log        *slog.Logger
 	// environment gives the proxy that the daemon's environment names for a URL, nil for none: httpproxy.Config.ProxyFunc.
@@ -113,6 +115,9 @@ func (p *talosPlane) handOver(conn net.Conn) {
 		return
 	}
 	c := &talosConn{plane: p, client: conn.RemoteAddr().String(), ahead: ahead}
+	if from, err := netip.ParseAddrPort(c.client); err == nil {
+		c.addr = from.Addr()
+	}
 	err = p.relay.serve(tc, c.owner())
 	if fault, ok := errors.AsType[*h2Fault](err); ok {
 		p.log.Error("a connection failed: please report it", keyError, fault, "stack", string(fault.stack))

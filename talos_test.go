@@ -427,6 +427,10 @@ func TestAnRPCIsForNoMoreNodesThanItsAuditLineHolds(t *testing.T) {
 		{"one behind others", append(named(maxLoggedNodes/16, 15), "node", "10.5.0.2"), "8", "and more", 0},
 		{"a name as long as there are", named(1, maxLoggedNode), "0", fmt.Sprintf("%0*d", maxLoggedNode, 0), 1},
 		{"a longer one", named(1, maxLoggedNode+1), "8", "and more", 0},
+		{"a thousand short ones and more", named(maxNodes+1, 4), "8", "and more", 0},
+		{"none", []string{"nodes", ""}, "8", "and more", 0},
+		{"bytes that no name holds", []string{"nodes", "10.5.0.2\xff"}, "8", "and more", 0},
+		{"an address with a zone and a port", []string{"node", "[fe80::1%eth0]:50000"}, "0", "[fe80::1%eth0]:50000", 1},
 	}
 	for _, tt := range tests {
 		a := p.call(t, versionRPC, nil, tt.fields...)

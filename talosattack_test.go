@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"encoding/base64"
 	"net/http"
+	"net/netip"
 	"runtime"
 	"slices"
 	"strings"
@@ -84,6 +85,31 @@ func TestAChangeWhileAnEndpointIsDialedLetsNothingThroughToTheOldOne(t *testing.
 	}
 	if v := c.judge(rpc()); v.refusal == nil || v.refusal.status != grpcUnavailable || !v.leave {
 		t.Errorf("%+v", v)
+	}
+}
+
+func TestOneClientHasABoundOfRPCsAtOnceOverAllItsConnections(t *testing.T) {
+	ca := newTestTalosCA(t)
+	p := openTestTalos(t, talosPlaneConfig{}, "prod", map[string]*talosContextYAML{"prod": ca.context(t, "os:admin", "10.5.0.2")})
+	p.clients = newClients(2)
+	judge := func(addr string) (*talosConn, *h2Stream, h2Verdict) {
+		c := &talosConn{plane: p.talosPlane, addr: netip.MustParseAddr(addr)}
+		s := &h2Stream{fields: []hpack.HeaderField{{Name: ":path", Value: versionRPC}}}
+		return c, s, c.judge(s)
+	}
+	c, s, _ := judge("172.17.0.2")
+	judge("172.17.0.2")
+	over, third, v := judge("172.17.0.2")
+	if v.refusal == nil || v.refusal.status != grpcResourceExhausted {
+		t.Errorf("the third: %+v", v)
+	}
+	if _, _, v := judge("172.17.0.3"); v.refusal != nil {
+		t.Errorf("another client: %+v", v.refusal)
+	}
+	over.ended(third, h2End{cause: h2Refused})
+	c.ended(s, h2End{})
+	if _, _, v := judge("172.17.0.2"); v.refusal != nil {
+		t.Errorf("after one has ended: %+v", v.refusal)
 	}
 }
 

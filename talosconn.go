@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -23,10 +24,11 @@ const (
 	grpcUnavailable        = 14
 )
 
-// What an audit line holds of the nodes of an RPC, in bytes: some 1,000 of them. An RPC for more is refused, since nobody could tell which it
-// was for.
+// What an audit line holds of the nodes of an RPC. One for more, or for what is no name of a node, is refused, since nobody could tell
+// which it was for. It is kept for as long as the RPC goes on.
 const (
-	maxLoggedNodes = 16 << 10
+	maxLoggedNodes = 16 << 10 // bytes of all of them
+	maxNodes       = 1 << 10
 	maxLoggedNode  = 253 // a host name has no more
 )
 
@@ -38,6 +40,7 @@ const maxKept = 1 << 10
 type talosConn struct {
 	plane  *talosPlane
 	client string      // "172.17.0.2:51234"
+	addr   netip.Addr  // its address
 	ahead  *talosAhead // for the first RPC, nil where none was dialed
 	// upstream is of the first RPC that was let through: where the connection leads. All others have to be for it. judge alone sets it, and
 	// open takes it back where nothing was reached.
@@ -74,6 +77,9 @@ func (c *talosConn) judge(s *h2Stream) h2Verdict {
 	} else {
 		rpc = c.newRPC(s)
 		s.data = rpc
+		if c.plane.clients.beginStream(c.addr) > c.plane.clients.maxStreams() {
+			return h2Verdict{refusal: rpc.fail(grpcResourceExhausted, "stream limit", "too many RPCs at once from this container: wait for some to end")}
+		}
 		if refusal := c.choose(rpc, s); refusal != nil {
 			return h2Verdict{refusal: refusal}
 		}
@@ -119,7 +125,7 @@ func (c *talosConn) choose(rpc *talosRPC, s *h2Stream) *h2Refusal {
 		return rpc.fail(grpcFailedPrecondition, "unknown context", fmt.Sprintf("no context %q on the host that runs muxproxy: there are %s", cutText(name, maxMethod), v.file.names()))
 	}
 	if rpc.nameless {
-		return rpc.fail(grpcResourceExhausted, "too many nodes", "the RPC is for more nodes, or longer names, than an audit line holds: name fewer at a time")
+		return rpc.fail(grpcResourceExhausted, "too many nodes", "the RPC is for more nodes, or longer names, than an audit line holds, or for what is no name: name fewer at a time")
 	}
 	rpc.event.context = rpc.context.name
 	rpc.set, rpc.upstream = v.config.of(rpc.context.name), v.upstreams[rpc.context.name]
@@ -212,6 +218,7 @@ func (c *talosConn) ended(s *h2Stream, end h2End) {
 		e.code = http.StatusOK
 	}
 	c.plane.audit.write(e)
+	c.plane.clients.endStream(c.addr)
 }
 
 // endStatus is the status that an RPC ended with: the one that the client was told, or else what gRPC makes of it ("gRPC over HTTP2",
@@ -308,12 +315,19 @@ func loggedNodes(fields []hpack.HeaderField) (nodes []string, more bool) {
 		if f.Name != "nodes" && f.Name != "node" {
 			continue
 		}
-		if room -= len(f.Value) + 1; room < 0 || len(f.Value) > maxLoggedNode {
+		if room -= len(f.Value) + 1; room < 0 || len(nodes) == maxNodes || len(f.Value) > maxLoggedNode || !nodeName(f.Value) {
 			return append(nodes, "and more"), true
 		}
 		nodes = append(nodes, strings.Clone(f.Value))
 	}
 	return nodes, false
+}
+
+// nodeName tells whether s can be a host name or an address, with a port or a zone: what an audit line need not escape.
+func nodeName(s string) bool {
+	return s != "" && strings.IndexFunc(s, func(c rune) bool {
+		return (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && !strings.ContainsRune(".:-_[]%", c)
+	}) < 0
 }
 
 // keptText is a copy of s, cut as cutText does: a part of s would keep all of it in memory.

@@ -125,7 +125,7 @@ func openTestTalos(t testing.TB, config talosPlaneConfig, current string, contex
 	config.talosconfig = p.file
 	p.talosPlane, err = openTalosPlane(talosPlaneOptions{
 		config: config, getenv: func(string) string { return "" }, home: dir, dockerHost: "host.docker.internal", port: 18082, leaf: ca.leaf,
-		audit: audit, log: slog.New(slog.NewTextHandler(p.logs, nil)), now: time.Now,
+		audit: audit, log: slog.New(slog.NewTextHandler(p.logs, nil)), now: time.Now, clients: newClients(1024),
 		environment: func(*url.URL) (*url.URL, error) { return nil, nil },
 	})
 	if err != nil {

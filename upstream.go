@@ -22,7 +22,7 @@ const (
 	upstreamIdle    = 90 * time.Second // after which a kept connection is closed
 	upstreamWait    = 15 * time.Minute // for the head of an answer: models think for minutes
 	upstreamTLSWait = 10 * time.Second
-	upstreamHead    = 1 << 20     // bytes of an answer's head
+	upstreamHead    = 256 << 10   // bytes of an answer's head
 	continueWait    = time.Second // for 100, before content is sent without it; curl waits as long
 )
 
@@ -203,6 +203,10 @@ func (u *upstream) closeIdle() {
 	defer u.mu.Unlock()
 	for key, conns := range u.idle {
 		u.drop(key, len(conns))
+	}
+	if u.sweep != nil { // it would hold the upstream for as long as a connection may be idle
+		u.sweep.Stop()
+		u.sweep = nil
 	}
 }
 

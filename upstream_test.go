@@ -369,3 +369,18 @@ func TestUpstreamNeverAddsFieldsOfItsOwn(t *testing.T) {
 		t.Errorf("the server got %v", h)
 	}
 }
+
+func TestNothingHoldsAnUpstreamThatWasClosed(t *testing.T) {
+	server := rawServer(t, func(_ int, conn net.Conn, br *bufio.Reader) {
+		http.ReadRequest(br)
+		io.WriteString(conn, okAnswer)
+	})
+	u := newUpstream(loopbackDialer(), nil)
+	roundTrip(t, u, rawRequest(t, server, "GET", nil))
+	u.closeIdle()
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.sweep != nil {
+		t.Error("a timer that will look for idle connections holds it")
+	}
+}
