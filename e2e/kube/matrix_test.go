@@ -84,11 +84,43 @@ func (r *run) read(t testing.TB, name string) string {
 		t.Fatal(err)
 	}
 	seen.add(r.kubectl+" in context "+r.context+", "+name, string(text))
-	s := strings.ReplaceAll(string(text), r.namespace, "NAMESPACE")
+	s := strings.ReplaceAll(withoutManagedFields(string(text)), r.namespace, "NAMESPACE")
 	for _, c := range changing {
 		s = c.pattern.ReplaceAllString(s, c.with)
 	}
 	return s
+}
+
+// withoutManagedFields leaves out who set which field of an object, in JSON and YAML: the order is by the second of each change, and by name
+// within one.
+func withoutManagedFields(text string) string {
+	var kept strings.Builder
+	block := "" // the indent of one that is left out; "" outside: none begins a line
+	for line := range strings.Lines(text) {
+		bare := strings.TrimLeft(line, " ")
+		if block != "" && (strings.HasPrefix(line, block+" ") || strings.HasPrefix(line, block+"- ")) {
+			continue
+		}
+		last := block != "" && strings.HasPrefix(bare, "]")
+		block = ""
+		if bare == "managedFields:\n" || bare == "\"managedFields\": [\n" {
+			block = line[:len(line)-len(bare)]
+		} else if !last {
+			kept.WriteString(line)
+		}
+	}
+	return kept.String()
+}
+
+func TestManagedFieldsAreLeftOut(t *testing.T) {
+	for text, want := range map[string]string{
+		"metadata:\n  managedFields:\n  - apiVersion: v1\n    fieldsV1:\n      f:status: {}\n  - manager: x\n  name: web\nspec: {}\n":  "metadata:\n  name: web\nspec: {}\n",
+		"{\n  \"metadata\": {\n    \"managedFields\": [\n      {\n        \"a\": []\n      }\n    ],\n    \"name\": \"web\"\n  }\n}\n": "{\n  \"metadata\": {\n    \"name\": \"web\"\n  }\n}\n",
+	} {
+		if got := withoutManagedFields(text); got != want {
+			t.Errorf("%s", got)
+		}
+	}
 }
 
 // changing is what two runs of the same command may differ in.
