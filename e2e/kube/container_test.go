@@ -72,7 +72,6 @@ func contextNames() []string {
 }
 
 func TestKubectlDoesTheSameInAContainer(t *testing.T) {
-	t.Parallel()
 	pods := startPodServer(t)
 	want := directly(t, pods)
 	d := openDoor(t, nil, "")
