@@ -492,7 +492,7 @@ func forgetStoppedTimers() {
 			for range 1000 {
 				time.AfterFunc(time.Hour, func() {}).Stop()
 			}
-			time.Sleep(time.Microsecond)
+			runtime.Gosched() // the next may run on another processor
 		})
 	}
 	all.Wait()
@@ -716,7 +716,7 @@ func TestTRACEIsRefusedWhereAnUpstreamProxyWouldShowItsCredential(t *testing.T) 
 	via.User = url.UserPassword("operator", "upstream-canary")
 	p := newTestProxy(t, newPlainOrigin(t), testProxyOptions{})
 	p.policy.Load().plain.dialer.proxy = func(*url.URL) (*url.URL, error) { return via, nil }
-	for method, code := range map[string]int{"TRACE": 403, "GET": 200} {
+	for method, code := range map[string]int{"TRACE": 403, "trace": 403, "Track": 403, "GET": 200} {
 		conn, err := dialProxy(p)
 		if err != nil {
 			t.Fatal(err)

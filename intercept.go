@@ -205,13 +205,19 @@ func (s *intercepted) credential(n *policy, d decision, r *http.Request) (*crede
 		return nil, failed(http.StatusBadGateway, "no credential", "no credential for \""+d.rule.service+"\": "+n.creds.howTo(d.rule))
 	case err != nil:
 		return nil, failed(http.StatusBadGateway, "credential unusable", "the credential for \""+d.rule.service+"\" cannot be used: "+err.Error())
-	case d.action == actionInject && r.Method == "TRACE":
+	case d.action == actionInject && echoes(r.Method):
 		return nil, denied(http.StatusForbidden, "TRACE", "TRACE is refused where a credential would be added, since the answer would hold it")
 	}
 	if err := s.i.p.audit.ready(); err != nil && d.action == actionInject {
 		return nil, failed(http.StatusBadGateway, "audit log", "the audit log cannot be written, so no credential is used: the operator of muxproxy finds the reason in its log")
 	}
 	return cred, nil
+}
+
+// echoes tells whether the answer to a request of this method may be the request itself, with the credential in it: TRACE (RFC 9110 §9.3.8),
+// TRACK, which is its name on old servers, and both in any case, since there are servers that do not mind it.
+func echoes(method string) bool {
+	return strings.EqualFold(method, "TRACE") || strings.EqualFold(method, "TRACK")
 }
 
 // authenticate cleans the request's header and trailer sections and, where d injects, sets the credential's field. A rule that

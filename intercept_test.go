@@ -154,6 +154,8 @@ func TestOnlyTheConnectAuthorityDecides(t *testing.T) {
 		{"no Host", "api.github.com:443", "api.github.com", "GET / HTTP/1.1\r\n\r\n", 400, false},
 		{"two Hosts", "api.github.com:443", "api.github.com", "GET / HTTP/1.1\r\nHost: api.github.com\r\nHost: api.anthropic.com\r\n\r\n", 400, false},
 		{"CONNECT inside", "api.github.com:443", "api.github.com", "CONNECT api.github.com:443 HTTP/1.1\r\nHost: api.github.com\r\n\r\n", 400, false},
+		{"TRACE in small letters", "api.github.com:443", "api.github.com", "trace / HTTP/1.1\r\nHost: api.github.com\r\n\r\n", 403, false},
+		{"TRACK", "api.github.com:443", "api.github.com", "TRACK / HTTP/1.1\r\nHost: api.github.com\r\n\r\n", 403, false},
 		{"TRACE", "api.github.com:443", "api.github.com", "TRACE / HTTP/1.1\r\nHost: api.github.com\r\n\r\n", 403, false},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -26,7 +26,6 @@ type kubeDoor struct {
 func (d kubeDoor) admit(r *http.Request) *refusal {
 	switch {
 	case fieldCount(r.Header) > headLines:
-		clear(r.Header) // a client that does not read the refusal shall not have them kept
 		return denied(http.StatusRequestHeaderFieldsTooLarge, "door: header", "the header section has more than 500 fields")
 	case strings.Count(r.RequestURI, "&") >= maxParameters:
 		return denied(http.StatusBadRequest, "door: target", "the query has more parameters than net/url reads")
@@ -40,7 +39,7 @@ func (d kubeDoor) admit(r *http.Request) *refusal {
 		return denied(http.StatusBadRequest, "door: target", "the target holds a character that servers read in different ways: escape it")
 	case r.Method != strings.ToUpper(r.Method):
 		return denied(http.StatusBadRequest, "door: method", "methods are case-sensitive (RFC 9110 section 9.1), but not to every server: send it in capitals")
-	case r.Method == "TRACE" || r.Method == "TRACK":
+	case echoes(r.Method):
 		return denied(http.StatusForbidden, "door: TRACE", "TRACE is refused, since the answer would hold the credential of the host")
 	}
 	for name := range r.Header {

@@ -49,6 +49,7 @@ func (k *kubePlane) serveHTTP(w http.ResponseWriter, r *http.Request) {
 		toOriginForm(w, r, k.door.local)
 	}
 	if f := x.admit(r); f != nil {
+		r.Header = nil // a client that does not read the refusal shall not keep it
 		x.refuse(r, f)
 		return
 	}

@@ -205,7 +205,7 @@ func (c *clientConn) handlePlain(x *exchange) {
 		x.refuse(denied(http.StatusBadRequest, "userinfo in the target", "a request target holds no user name or password (RFC 9110 section 4.2.4)"))
 		return
 	}
-	if x.r.Method == "TRACE" {
+	if echoes(x.r.Method) {
 		x.refuse(denied(http.StatusForbidden, "TRACE", "TRACE is refused: an upstream proxy would echo its own credential"))
 		return
 	}
