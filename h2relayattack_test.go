@@ -4,7 +4,7 @@ import (
 	"context"
 	"errors"
 	"net"
-	"strconv"
+	"net/netip"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -74,7 +74,7 @@ func TestRelayEndsAConnectionWithoutAStreamAfterAWhile(t *testing.T) {
 		h := newH2Test(t)
 		h.pipe = bufferedPipe
 		h.start()
-		time.Sleep(h2IdleWait - time.Second)
+		time.Sleep(h2IdleWait - time.Second) // by the clock of the synctest bubble: nobody waits
 		h.client.request(1, true, "/1")
 		u := h.upstream()
 		h.client.wants("SETTINGS")
@@ -82,7 +82,7 @@ func TestRelayEndsAConnectionWithoutAStreamAfterAWhile(t *testing.T) {
 		time.Sleep(2 * h2IdleWait) // a stream may be silent for as long as it likes
 		u.headers(1, true, ":status", "200", "grpc-status", "0")
 		h.client.wants("HEADERS 1 end")
-		time.Sleep(h2IdleWait - time.Second)
+		time.Sleep(h2IdleWait - time.Second) // by the clock of the synctest bubble: nobody waits
 		h.client.framer.WritePing(false, [8]byte{1})
 		h.client.wants("PING ack")
 		time.Sleep(2 * time.Second)
@@ -224,7 +224,7 @@ func TestLargeHeaderSectionsAreBoundedOverAllConnections(t *testing.T) {
 			h := newH2Test(t)
 			u := h.up()
 			for i := range h2LargeMost {
-				h.relay.large.add(strconv.Itoa(i))
+				h.relay.large.add(testAddr(i))
 			}
 			small := strings.Repeat("s", h2Buffer-1000)
 			h.client.request(3, true, "/3", "small", small)
@@ -243,7 +243,7 @@ func TestLargeHeaderSectionsAreBoundedOverAllConnections(t *testing.T) {
 			h = newH2Test(t)
 			u = h.up()
 			for i := range h2LargeMost - 1 {
-				h.relay.large.add(strconv.Itoa(i))
+				h.relay.large.add(testAddr(i))
 			}
 			c.send(h)
 			if c.held {
@@ -256,18 +256,21 @@ func TestLargeHeaderSectionsAreBoundedOverAllConnections(t *testing.T) {
 	}
 }
 
-func TestOneHostHasOnlyAPartOfTheLargeConnections(t *testing.T) {
+// testAddr is the address of a client.
+func testAddr(i int) netip.Addr { return netip.AddrFrom4([4]byte{172, 17, 1, byte(i)}) }
+
+func TestOneClientHasOnlyAPartOfTheLargeConnections(t *testing.T) {
 	var l h2LargeConns
-	for l.add("evil") {
+	for l.add(testAddr(1)) {
 	}
-	if l.all != h2LargeOfHost || !l.add("other") {
-		t.Errorf("%d of one host, another: %t", l.all, l.byHost["other"] == 1)
+	if l.all != h2LargeOfOne || !l.add(testAddr(2)) {
+		t.Errorf("%d of one, another: %t", l.all, l.byAddr[testAddr(2)] == 1)
 	}
-	for range h2LargeOfHost {
-		l.remove("evil")
+	for range h2LargeOfOne {
+		l.remove(testAddr(1))
 	}
-	if l.all != 1 || len(l.byHost) != 1 {
-		t.Errorf("left: %d, %v", l.all, l.byHost)
+	if l.all != 1 || len(l.byAddr) != 1 {
+		t.Errorf("left: %d, %v", l.all, l.byAddr)
 	}
 }
 

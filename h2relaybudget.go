@@ -1,6 +1,7 @@
 package main
 
 import (
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -16,42 +17,42 @@ const (
 	h2FramesEarned = 16
 )
 
-// How many of a relay's connections may be large at once, over all clients and of one host: what they hold, some 5 MiB each at worst, is
+// How many of a relay's connections may be large at once, over all clients and of one address: what they hold, some 5 MiB each at worst, is
 // bounded by it.
 const (
-	h2LargeMost   = 64
-	h2LargeOfHost = 16
+	h2LargeMost  = 64
+	h2LargeOfOne = 16
 )
 
 // h2LargeConns counts them. The zero value is ready; it may be used by all connections at once.
 type h2LargeConns struct {
 	mu     sync.Mutex
-	all    int            // guarded by mu
-	byHost map[string]int // guarded by mu
+	all    int                // guarded by mu
+	byAddr map[netip.Addr]int // guarded by mu
 }
 
-// add counts a connection of host in, if there is room.
-func (l *h2LargeConns) add(host string) bool {
+// add counts a connection of addr in, if there is room.
+func (l *h2LargeConns) add(addr netip.Addr) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.all == h2LargeMost || l.byHost[host] == h2LargeOfHost {
+	if l.all == h2LargeMost || l.byAddr[addr] == h2LargeOfOne {
 		return false
 	}
-	if l.byHost == nil {
-		l.byHost = map[string]int{}
+	if l.byAddr == nil {
+		l.byAddr = map[netip.Addr]int{}
 	}
 	l.all++
-	l.byHost[host]++
+	l.byAddr[addr]++
 	return true
 }
 
 // remove counts it out.
-func (l *h2LargeConns) remove(host string) {
+func (l *h2LargeConns) remove(addr netip.Addr) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.all--
-	if l.byHost[host]--; l.byHost[host] == 0 {
-		delete(l.byHost, host)
+	if l.byAddr[addr]--; l.byAddr[addr] == 0 {
+		delete(l.byAddr, addr)
 	}
 }
 
@@ -59,20 +60,20 @@ func (l *h2LargeConns) remove(host string) {
 // more than h2Buffer bytes until its end. The client's pump alone uses it.
 type h2Large struct {
 	conns *h2LargeConns // the relay's
-	host  string        // of the client
+	addr  netip.Addr    // of the client
 	is    bool
 }
 
 // grow tells whether the connection may be large.
 func (l *h2Large) grow() bool {
-	l.is = l.is || l.conns.add(l.host)
+	l.is = l.is || l.conns.add(l.addr)
 	return l.is
 }
 
 // end is for the connection's end.
 func (l *h2Large) end() {
 	if l.is {
-		l.conns.remove(l.host)
+		l.conns.remove(l.addr)
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"io"
 	"math"
 	"net"
+	"net/netip"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -96,23 +97,15 @@ type h2StreamState struct {
 }
 
 func newH2Conn(client net.Conn, owner h2Owner, large *h2LargeConns) *h2Conn {
+	from, _ := netip.ParseAddrPort(client.RemoteAddr().String())
 	c := &h2Conn{
 		owner: owner, reader: newH2Reader(client), client: newH2Writer(client),
 		room: h2Window, streams: map[uint32]*h2Stream{}, above: math.MaxUint32, cause: h2ClientGone,
-		frames: newH2Budget(h2FrameRate), resets: newH2Budget(h2ResetRate), large: h2Large{conns: large, host: hostOf(client.RemoteAddr())},
+		frames: newH2Budget(h2FrameRate), resets: newH2Budget(h2ResetRate), large: h2Large{conns: large, addr: from.Addr()},
 	}
 	c.reader.fields.grow = c.large.grow
 	c.ctx, c.cancel = context.WithCancel(context.Background())
 	return c
-}
-
-// hostOf gives addr without its port.
-func hostOf(addr net.Addr) string {
-	host, _, err := net.SplitHostPort(addr.String())
-	if err != nil {
-		return addr.String()
-	}
-	return host
 }
 
 // run relays until the connection is over.

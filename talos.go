@@ -115,9 +115,8 @@ func (p *talosPlane) handOver(conn net.Conn) {
 		return
 	}
 	c := &talosConn{plane: p, client: conn.RemoteAddr().String(), ahead: ahead}
-	if from, err := netip.ParseAddrPort(c.client); err == nil {
-		c.addr = from.Addr()
-	}
+	from, _ := netip.ParseAddrPort(c.client)
+	c.addr = from.Addr()
 	err = p.relay.serve(tc, c.owner())
 	if fault, ok := errors.AsType[*h2Fault](err); ok {
 		p.log.Error("a connection failed: please report it", keyError, fault, "stack", string(fault.stack))
