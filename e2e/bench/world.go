@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
@@ -221,7 +220,7 @@ func (w *world) startMuxproxy() (*measure.Process, string, error) {
 	}
 	cmd := exec.CommandContext(w.ctx, w.muxproxy, "run")
 	cmd.Env = []string{"HOME=" + home, "BENCH_TOKEN=" + w.token}
-	p, err := w.startProgram(cmd, address)
+	p, err := measure.StartListening(w.ctx, cmd, address)
 	if err != nil {
 		return nil, "", err
 	}
@@ -240,7 +239,7 @@ func (w *world) startMitmproxy() (*measure.Process, string, error) {
 		return nil, "", err
 	}
 	_, port, _ := net.SplitHostPort(address)
-	p, err := w.startProgram(exec.CommandContext(w.ctx, "mitmdump", "--quiet", "--listen-host", "127.0.0.1", "--listen-port", port,
+	p, err := measure.StartListening(w.ctx, exec.CommandContext(w.ctx, "mitmdump", "--quiet", "--listen-host", "127.0.0.1", "--listen-port", port,
 		"--set", "confdir="+w.path("mitmproxy"), "--set", "ssl_verify_upstream_trusted_ca="+w.path("root.pem"),
 		"--set", "flow_detail=0", "--modify-headers", "/~q/Authorization/Bearer "+w.token), address)
 	return p, address, err
@@ -254,28 +253,6 @@ func freeAddress() (string, error) {
 	}
 	defer ln.Close()
 	return ln.Addr().String(), nil
-}
-
-// startProgram starts cmd and waits until something listens at the address. What it prints is shown only where it fails.
-func (w *world) startProgram(cmd *exec.Cmd, address string) (*measure.Process, error) {
-	var log bytes.Buffer
-	cmd.Stderr = &log
-	p, err := measure.Start(cmd)
-	if err != nil {
-		return nil, err
-	}
-	go io.Copy(io.Discard, p.Out) // ends with the process
-	// Programs of others, which tell nobody when they listen.
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
-		if conn, err := net.Dial("tcp", address); err == nil {
-			return p, conn.Close()
-		}
-		if w.ctx.Err() != nil {
-			break
-		}
-	}
-	p.Stop()
-	return nil, fmt.Errorf("%s does not listen on %s: %s", cmd.Path, address, log.Bytes())
 }
 
 // appendURL adds what is at url to a file.

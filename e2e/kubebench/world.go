@@ -273,7 +273,7 @@ func freePort() (string, error) {
 func (w *world) job(kind string, c *contender) job {
 	j := w.jobAt(kind, c.light)
 	if c.start == nil {
-		j.TLS, j.Token = true, w.token
+		j.CA, j.Token = w.cluster.CA(), w.token
 	}
 	return j
 }
@@ -283,7 +283,7 @@ func (w *world) realJob(kind string, c *contender) job {
 	j := w.jobAt(kind, c.real)
 	j.Real = true
 	if c.start == nil {
-		j.TLS, j.Token = true, w.cluster.Tokens().Exec
+		j.CA, j.Token = w.cluster.CA(), w.cluster.Tokens().Exec
 	}
 	return j
 }

@@ -4,12 +4,14 @@ package measure
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -129,6 +131,28 @@ func Start(cmd *exec.Cmd) (*Process, error) {
 		return nil, err
 	}
 	return p, nil
+}
+
+// StartListening starts a program that tells nobody when it listens, and waits until something does at the address. What it prints is
+// shown only where it fails.
+func StartListening(ctx context.Context, cmd *exec.Cmd, address string) (*Process, error) {
+	var log bytes.Buffer
+	cmd.Stderr = &log
+	p, err := Start(cmd)
+	if err != nil {
+		return nil, err
+	}
+	go io.Copy(io.Discard, p.Out) // ends with the process
+	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	defer cancel()
+	for ctx.Err() == nil {
+		if conn, err := net.Dial("tcp", address); err == nil {
+			return p, conn.Close()
+		}
+		time.Sleep(20 * time.Millisecond) // there is nothing else to wait for
+	}
+	p.Stop()
+	return nil, fmt.Errorf("%s does not listen on %s: %s", cmd.Path, address, bytes.TrimSpace(log.Bytes()))
 }
 
 // Ask has the process read a line of JSON and answer one.

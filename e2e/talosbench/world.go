@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -11,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"muxproxy/e2e/apid"
@@ -191,7 +189,7 @@ func (w *world) startMuxproxy() (*contender, error) {
 	cmd := exec.CommandContext(w.ctx, w.muxproxy, "run", "--no-kube")
 	cmd.Env = []string{"HOME=" + home}
 	address := net.JoinHostPort("127.0.0.1", ports[1])
-	p, err := w.await(cmd, address)
+	p, err := measure.StartListening(w.ctx, cmd, address)
 	if err != nil {
 		return nil, err
 	}
@@ -202,23 +200,6 @@ func (w *world) startMuxproxy() (*contender, error) {
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM(roots)
 	return &contender{name: "muxproxy", process: p, address: address, tls: &tls.Config{RootCAs: pool, ServerName: "localhost", NextProtos: []string{"h2"}}}, nil
-}
-
-// await starts cmd and waits until something listens at the address. What it prints is shown only where it fails.
-func (w *world) await(cmd *exec.Cmd, address string) (*measure.Process, error) {
-	var log bytes.Buffer
-	cmd.Stderr = &log
-	p, err := measure.Start(cmd)
-	if err != nil {
-		return nil, err
-	}
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline) && w.ctx.Err() == nil; time.Sleep(20 * time.Millisecond) {
-		if conn, err := net.Dial("tcp", address); err == nil {
-			return p, conn.Close()
-		}
-	}
-	p.Stop()
-	return nil, fmt.Errorf("%s does not listen on %s: %s", cmd.Path, address, strings.TrimSpace(log.String()))
 }
 
 // freePorts gives ports of loopback that nobody listens on now.
